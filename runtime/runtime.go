@@ -1,0 +1,134 @@
+// Package runtime is the contract of a host that runs instances.
+//
+// # Life of an instance
+//
+//	Create ─▶ created ─Start─▶ running ─▶ exited
+//	   └──────────┴───────────────┴─────────┴──Remove─▶ absent
+//
+// Create makes all that an instance needs (root, namespaces, network, limits, files) and a process
+// that waits; Start lets that process become the component's. Between the two, sockets can be opened
+// inside its network (Observation names it), so that a component finds what it uses from its first instruction on.
+// An exited instance is never started again: it is removed, and another one created.
+//
+// A host remembers its instances without the caller: after a restart of either, List tells all of them
+// with the Spec's Identity that Create was given. A host starts nothing by itself and retires nothing
+// by itself; it does run the health checks, and tells their results.
+//
+// Every method may be called concurrently, also for one instance. Every method can be repeated: to
+// create what is created, start what is running, or remove what is absent succeeds and changes nothing.
+package runtime
+
+import (
+	"context"
+	"io"
+	"time"
+
+	"github.com/invarhq/invar/digest"
+	"github.com/invarhq/invar/instance"
+)
+
+// Host runs instances.
+type Host interface {
+	// Create makes the instance. On return it survives a crash of the caller. It fails with
+	// fault.Invalid for a spec that this host can't run (the cause names the field), fault.NotFound when the root
+	// is not on the host, fault.Conflict when the ID exists with another spec, fault.Unavailable otherwise.
+	Create(ctx context.Context, spec Spec) error
+
+	// Start starts a created instance. It returns when the process has been let go, not when it is
+	// healthy. It fails with fault.NotFound for an unknown ID and fault.Conflict for one that has exited.
+	Start(ctx context.Context, id instance.ID) error
+
+	// Stop sends the instance's stop signal, waits up to its stop timeout, then kills all that is left of it. It returns once no
+	// process is left. The instance stays in List as exited until it is removed.
+	Stop(ctx context.Context, id instance.ID) error
+
+	// Remove kills what still runs and deletes everything of the instance except its volumes and its log.
+	Remove(ctx context.Context, id instance.ID) error
+
+	// List observes every instance of this host, sorted by ID. It is cheap: it reads what the host already knows.
+	List(ctx context.Context) ([]instance.Observation, error)
+
+	// Changed returns a channel that is closed at the first change of what List returns after the call.
+	// It carries no data: the caller lists again.
+	Changed() <-chan struct{}
+
+	// Network returns how to reach inside an instance's network: see Network. fault.NotFound when it has none (any more).
+	Network(ctx context.Context, id instance.ID) (Network, error)
+
+	// Logs writes the instance's log to w, oldest first, from the tail lines on (tail < 0: all), and with follow
+	// goes on until the instance is removed or ctx ends. Logs of removed instances stay readable while they are retained.
+	Logs(ctx context.Context, id instance.ID, w io.Writer, tail int, follow bool) error
+
+	// DestroyVolumes deletes the volumes of an environment for good. fault.Conflict while an instance uses one.
+	DestroyVolumes(ctx context.Context, env string) error
+}
+
+// Network says how another process reaches an instance's loopback-only network.
+type Network struct {
+	Path string // of the network namespace, for setns(2)
+}
+
+// Spec is all that a host needs to run an instance. It is self-contained: a host reads nothing else
+// but the root and the volumes.
+type Spec struct {
+	Identity  instance.Identity `json:"identity"`
+	Root      digest.Digest     `json:"root"` // of the EROFS file
+	Args      []string          `json:"args"`
+	Env       []string          `json:"env"` // "KEY=value", sorted
+	WorkDir   string            `json:"workdir,omitempty"`
+	User      string            `json:"user,omitempty"` // "uid[:gid]", or names that the root's /etc/passwd and group resolve
+	Hosts     []HostEntry       `json:"hosts,omitempty"`
+	Files     []File            `json:"files,omitempty"`
+	Scratches []Scratch         `json:"scratches,omitempty"`
+	Volumes   []Volume          `json:"volumes,omitempty"`
+	Ports     []int             `json:"ports,omitempty"`
+	Health    *Health           `json:"health,omitempty"` // nil: passing while running with all Ports accepting
+
+	CPUMillis   int64         `json:"cpu_millis,omitempty"`
+	MemoryBytes int64         `json:"memory_bytes,omitempty"`
+	PIDs        int64         `json:"pids,omitempty"`
+	StopSignal  string        `json:"stop_signal,omitempty"`  // "SIGTERM" unless said
+	StopTimeout time.Duration `json:"stop_timeout,omitempty"` // 10 s unless said
+	Isolation   string        `json:"isolation,omitempty"`    // "" or "gvisor"
+}
+
+// HostEntry is a line of the instance's /etc/hosts.
+type HostEntry struct {
+	Address string   `json:"address"` // of 127.0.0.0/8
+	Names   []string `json:"names"`
+}
+
+// File is put into the instance read-only.
+type File struct {
+	Path    string `json:"path"`
+	Content []byte `json:"content"`
+	Mode    uint32 `json:"mode"`
+	User    string `json:"user,omitempty"`
+	Secret  bool   `json:"secret,omitempty"` // kept in memory only
+}
+
+// Scratch is a noexec tmpfs.
+type Scratch struct {
+	Path      string `json:"path"`
+	SizeBytes int64  `json:"size_bytes"`
+	Mode      uint32 `json:"mode"` // 01777 unless said
+}
+
+// Volume is a directory of the host that outlives the instance. Its place is Env/Component/Name.
+type Volume struct {
+	Env       string `json:"env"`
+	Component string `json:"component"`
+	Name      string `json:"name"`
+	Path      string `json:"path"` // in the instance
+}
+
+// Health is a check that the host runs. With Exec it is a command in the instance; with HTTPPath a GET
+// on Port that passes on 200..399; else a TCP connect to Port.
+type Health struct {
+	Port     int           `json:"port,omitempty"`
+	HTTPPath string        `json:"http_path,omitempty"`
+	Exec     []string      `json:"exec,omitempty"`
+	Interval time.Duration `json:"interval"`
+	Timeout  time.Duration `json:"timeout"`
+	Failures int           `json:"failures"`
+}
