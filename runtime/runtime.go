@@ -39,7 +39,7 @@ type Host interface {
 	Start(ctx context.Context, id instance.ID) error
 
 	// Stop sends the instance's stop signal, waits up to its stop timeout, then kills all that is left of it. It returns once no
-	// process is left. The instance stays in List as exited until it is removed.
+	// process is left. The instance stays in List as exited until it is removed. To stop what is absent succeeds.
 	Stop(ctx context.Context, id instance.ID) error
 
 	// Remove kills what still runs and deletes everything of the instance except its volumes and its log.
