@@ -1,0 +1,413 @@
+package api
+
+import (
+	"encoding/json"
+	"time"
+
+	"github.com/invarhq/invar/digest"
+)
+
+// Server describes the server.
+type Server struct {
+	Version       string      `json:"version" doc:"Version of the program." example:"0.1.0"`
+	API           Levels      `json:"api" doc:"API levels that the server speaks."`
+	DataFormat    int         `json:"data_format" doc:"Version of the format of the data directory." example:"1"`
+	StartedAt     time.Time   `json:"started_at" doc:"When the server started."`
+	UptimeSeconds int64       `json:"uptime_seconds" doc:"Seconds since the server started."`
+	Host          Host        `json:"host" doc:"The machine that instances run on."`
+	Gateway       GatewayInfo `json:"gateway" doc:"Where traffic enters."`
+	Ledger        LedgerInfo  `json:"ledger" doc:"The ledger's identity and size."`
+	Actor         string      `json:"actor" doc:"Whom the server takes the caller for." example:"local:alice"`
+}
+
+// Host is the machine that instances run on.
+type Host struct {
+	Name     string    `json:"name" doc:"Host name."`
+	OS       string    `json:"os" example:"linux" doc:"Operating system."`
+	Arch     string    `json:"arch" example:"amd64" doc:"Processor architecture, as Go names it."`
+	Kernel   string    `json:"kernel,omitempty" example:"6.12.0" doc:"Kernel release."`
+	CPUs     int       `json:"cpus" doc:"Processors that the server may use."`
+	Features []Feature `json:"features" doc:"What the host can do, measured at start, sorted by name."`
+}
+
+// Feature is one thing that a host can do, or not.
+type Feature struct {
+	Name      string `json:"name" example:"user-namespaces" doc:"Name of the feature."`
+	Available bool   `json:"available" doc:"Whether the host has it."`
+	Detail    string `json:"detail,omitempty" doc:"How it is done, or what its absence means."`
+}
+
+// GatewayInfo is where traffic enters.
+type GatewayInfo struct {
+	HTTP     string            `json:"http,omitempty" example:"127.0.0.1:8080" doc:"Address of the HTTP listener."`
+	HTTPS    string            `json:"https,omitempty" example:"127.0.0.1:8443" doc:"Address of the HTTPS listener."`
+	PID      int               `json:"pid,omitempty" doc:"Process of the gateway; absent while it does not answer."`
+	Version  string            `json:"version,omitempty" doc:"Version of the gateway's program."`
+	Serial   uint64            `json:"serial,omitempty" doc:"Serial of the route table in force."`
+	Failures map[string]string `json:"failures,omitempty" doc:"What of the route table could not be done: listener to cause."`
+}
+
+// LedgerInfo is the ledger's identity and size.
+type LedgerInfo struct {
+	Origin string `json:"origin" doc:"Name of the log, the first line of its checkpoints." example:"invar.example.com/ledger"`
+	VKey   string `json:"vkey" doc:"Verifier key of the log's checkpoints, as signed notes spell it (https://c2sp.org/signed-note)."`
+	Size   uint64 `json:"size" doc:"Number of entries."`
+}
+
+// Outcomes of a rollout.
+const (
+	Rolling    = "rolling"
+	Completed  = "completed"
+	Failed     = "failed"
+	Superseded = "superseded"
+)
+
+// Environments is the answer of the list of environments.
+type Environments struct {
+	Environments []EnvironmentSummary `json:"environments" doc:"Sorted by name."`
+}
+
+// EnvironmentSummary is an environment in one line.
+type EnvironmentSummary struct {
+	Name       string        `json:"name" example:"staging" doc:"Name of the environment."`
+	App        string        `json:"app,omitempty" example:"shop" doc:"App that it runs; absent when it is destroyed."`
+	Generation int           `json:"generation" example:"3" doc:"Counter of heads."`
+	Release    digest.Digest `json:"release,omitempty" doc:"Digest of the head release; absent when the environment is destroyed."`
+	Bundle     digest.Digest `json:"bundle,omitempty" doc:"Digest of the bundle that the release was evaluated from."`
+	State      string        `json:"state" enum:"rolling,completed,failed,superseded" doc:"What became of the head's rollout."`
+	Cause      string        `json:"cause,omitempty" doc:"Why the rollout failed, or waits."`
+	By         string        `json:"by,omitempty" example:"local:alice" doc:"Who moved the head."`
+	Reason     string        `json:"reason,omitempty" doc:"The reason that was given."`
+	At         time.Time     `json:"at" doc:"When the head moved."`
+	EndedAt    *time.Time    `json:"ended_at,omitempty" doc:"When the rollout ended."`
+	Wanted     int           `json:"wanted" doc:"Instances that the head asks for."`
+	Healthy    int           `json:"healthy" doc:"Instances of the head that pass their checks."`
+	Total      int           `json:"total" doc:"All instances, those of older releases included."`
+}
+
+// Environment is all that is known of an environment now.
+type Environment struct {
+	EnvironmentSummary
+	Components []Component `json:"components" doc:"Components of the head, and those that still have instances, sorted by name."`
+	Instances  []Instance  `json:"instances" doc:"Every instance, sorted by component, generation and id."`
+	Routes     []Route     `json:"routes" doc:"How to reach it from outside, sorted by name."`
+	LedgerSize uint64      `json:"ledger_size" doc:"Size of the ledger that this answer is the fold of; events can be read from here."`
+}
+
+// Component is a component of an environment.
+type Component struct {
+	Name     string    `json:"name" example:"web" doc:"Name of the component."`
+	Versions []Version `json:"versions" doc:"Versions that are wanted or still have instances, the head's first."`
+}
+
+// Version is one version of a component in an environment.
+type Version struct {
+	Digest  digest.Digest `json:"digest" doc:"Digest of the component: its identity."`
+	Image   digest.Digest `json:"image,omitempty" doc:"Digest of its OCI image."`
+	Head    bool          `json:"head" doc:"Whether the head asks for this version."`
+	Percent int           `json:"percent" doc:"Its share of the component's traffic." minimum:"0" maximum:"100"`
+	Wanted  int           `json:"wanted" doc:"Instances that the head asks for."`
+	Healthy int           `json:"healthy" doc:"Instances that pass their checks."`
+	Total   int           `json:"total" doc:"Instances that are not gone."`
+}
+
+// Instance is one running copy of a component: what the ledger says and what the host sees of it.
+type Instance struct {
+	ID         string        `json:"id" example:"web-k3jq7x2mzd" doc:"Name of the instance, once and for all time."`
+	Env        string        `json:"env" doc:"Environment."`
+	Component  string        `json:"component" doc:"Component."`
+	Digest     digest.Digest `json:"digest" doc:"Digest of the component."`
+	Release    digest.Digest `json:"release" doc:"Digest of the release that it was created for."`
+	Generation int           `json:"generation" doc:"Generation that it was created for."`
+	Head       bool          `json:"head" doc:"Whether it is of the version that the head asks for."`
+	Phase      string        `json:"phase" enum:"created,started,retiring,gone" doc:"What the ledger says of it."`
+	State      string        `json:"state" enum:"absent,created,running,exited" doc:"What the host sees of its process."`
+	Health     string        `json:"health" enum:"unknown,passing,failing" doc:"Result of its checks."`
+	Detail     string        `json:"detail,omitempty" doc:"Why it is not passing, or why it exited."`
+	PID        int           `json:"pid,omitempty" doc:"Process on the host, while it runs."`
+	Restarts   int           `json:"restarts" doc:"How often its place was filled again since the head moved: replacements after exits."`
+	CreatedAt  *time.Time    `json:"created_at,omitempty" doc:"When the ledger recorded it."`
+	StartedAt  *time.Time    `json:"started_at,omitempty" doc:"When its process was let go."`
+	AgeSeconds int64         `json:"age_seconds" doc:"Seconds since it was created."`
+	Exit       *Exit         `json:"exit,omitempty" doc:"How it ended, once it has."`
+}
+
+// Exit is how an instance ended.
+type Exit struct {
+	Code int        `json:"code" doc:"Exit code; 128+n: killed by signal n; -1: not known."`
+	OOM  bool       `json:"oom" doc:"Killed for want of memory."`
+	At   *time.Time `json:"at,omitempty" doc:"When it ended."`
+}
+
+// Route brings traffic from outside to a component.
+type Route struct {
+	Name      string `json:"name" doc:"Name of the route."`
+	URL       string `json:"url" example:"http://shop.localhost:8080/" doc:"Where it can be reached."`
+	Host      string `json:"host,omitempty" doc:"Host that it takes."`
+	Path      string `json:"path,omitempty" doc:"Path prefix that it takes."`
+	TLS       string `json:"tls,omitempty" enum:"internal,acme" doc:"Authority of its certificate; absent: plain HTTP."`
+	TCP       string `json:"tcp,omitempty" doc:"Listen address of a TCP route."`
+	Component string `json:"component" doc:"Component that it leads to."`
+	Port      string `json:"port" doc:"Port of the component."`
+	Healthy   bool   `json:"healthy" doc:"Whether an instance is there to answer."`
+}
+
+// History is the heads that an environment had.
+type History struct {
+	Generations []Generation `json:"generations" doc:"Newest first."`
+}
+
+// Generation is one head that an environment had.
+type Generation struct {
+	Number  int           `json:"number" doc:"The generation."`
+	Kind    string        `json:"kind" example:"apply" doc:"How the head moved: apply, rollback, revert or destroy."`
+	App     string        `json:"app,omitempty" doc:"App of the release."`
+	Release digest.Digest `json:"release,omitempty" doc:"Digest of the release; absent: destroyed."`
+	Bundle  digest.Digest `json:"bundle,omitempty" doc:"Digest of the release's bundle."`
+	By      string        `json:"by" doc:"Who moved the head."`
+	Reason  string        `json:"reason,omitempty" doc:"The reason that was given."`
+	Outcome string        `json:"outcome" enum:"rolling,completed,failed,superseded" doc:"What became of its rollout."`
+	Cause   string        `json:"cause,omitempty" doc:"Why it failed."`
+	At      time.Time     `json:"at" doc:"When the head moved."`
+	EndedAt *time.Time    `json:"ended_at,omitempty" doc:"When its rollout ended."`
+	Entry   uint64        `json:"entry" doc:"Index of the ledger entry that moved the head."`
+}
+
+// PlanRequest asks what applying a release would do.
+type PlanRequest struct {
+	Bundle  digest.Digest `json:"bundle" pattern:"^sha256:[0-9a-f]{64}$" doc:"Digest of the bundle, already in the server's registry."`
+	Release digest.Digest `json:"release" pattern:"^sha256:[0-9a-f]{64}$" doc:"Digest of the release, already in the server's registry. The server evaluates the bundle again and refuses another digest."`
+}
+
+// Plan is what applying a release would do. Its digest is what an apply, and later an approval, is bound to.
+type Plan struct {
+	Digest         digest.Digest `json:"digest" doc:"Digest of the plan."`
+	Env            string        `json:"env" doc:"Environment that it is for."`
+	App            string        `json:"app" doc:"App of the release."`
+	Bundle         digest.Digest `json:"bundle" doc:"Digest of the bundle."`
+	Release        digest.Digest `json:"release" doc:"Digest of the release that would be the head."`
+	BaseGeneration int           `json:"base_generation" doc:"Generation that it was made against; 0: a new environment."`
+	BaseRelease    digest.Digest `json:"base_release,omitempty" doc:"Release that it was made against; absent: none."`
+	Changes        []Change      `json:"changes" doc:"What would change, in the order in which to read it. Empty: nothing to do."`
+	Adds           int           `json:"adds" doc:"Things that start (+)."`
+	Replaces       int           `json:"replaces" doc:"Things that are replaced (+/-)."`
+	Removes        int           `json:"removes" doc:"Things that are retired (-)."`
+}
+
+// Actions of a Change.
+const (
+	ActionAdd     = "+"
+	ActionRemove  = "-"
+	ActionReplace = "+/-"
+)
+
+// Change is one line of a plan, with its causes.
+type Change struct {
+	Action string        `json:"action" enum:"+,-,+/-" doc:"Start, retire, or start beside and then retire. Nothing is modified in place."`
+	Kind   string        `json:"kind" example:"component" doc:"What changes: component, route or rollout."`
+	Name   string        `json:"name" example:"web" doc:"Name of what changes."`
+	Before digest.Digest `json:"before,omitempty" doc:"Digest of the component before."`
+	After  digest.Digest `json:"after,omitempty" doc:"Digest of the component after."`
+	Starts int           `json:"starts" doc:"Instances that start."`
+	Stops  int           `json:"stops" doc:"Instances that retire."`
+	How    string        `json:"how,omitempty" doc:"How it is replaced: beside, or stop then start." example:"start beside, then retire"`
+	Causes []Difference  `json:"causes" doc:"Why, down to the field."`
+}
+
+// Difference is one field that differs between two releases.
+type Difference struct {
+	Component string   `json:"component,omitempty" doc:"Component that it belongs to."`
+	Path      string   `json:"path" example:"env.LOG_LEVEL" doc:"Field."`
+	Before    string   `json:"before,omitempty" doc:"Value before; absent: it was not there."`
+	After     string   `json:"after,omitempty" doc:"Value after; absent: it is not there any more."`
+	Added     bool     `json:"added,omitempty" doc:"The field was not there before."`
+	Removed   bool     `json:"removed,omitempty" doc:"The field is not there any more."`
+	Lines     []string `json:"lines,omitempty" doc:"For a configuration file: its lines that differ, each after '+', '-' or a space."`
+}
+
+// ApplyRequest asks to move the head of an environment to a release, by a plan that was looked at.
+type ApplyRequest struct {
+	Bundle         digest.Digest `json:"bundle" pattern:"^sha256:[0-9a-f]{64}$" doc:"Digest of the bundle."`
+	Release        digest.Digest `json:"release" pattern:"^sha256:[0-9a-f]{64}$" doc:"Digest of the release."`
+	BaseGeneration int           `json:"base_generation" minimum:"0" doc:"Generation that the plan was made against. Refused with 409 when the head has moved on."`
+	PlanDigest     digest.Digest `json:"plan_digest" pattern:"^sha256:[0-9a-f]{64}$" doc:"Digest of the plan. Refused with 409 when the plan would be another now."`
+	Reason         string        `json:"reason,omitempty" maxLength:"4096" doc:"Why; recorded in the ledger."`
+}
+
+// RollbackRequest asks to move the head back to the release of an earlier generation.
+type RollbackRequest struct {
+	To     int    `json:"to,omitempty" minimum:"0" doc:"Generation whose release becomes the head again; 0: the last one before the head that completed with another release."`
+	Reason string `json:"reason,omitempty" maxLength:"4096" doc:"Why; recorded in the ledger."`
+}
+
+// DestroyRequest asks to retire all that an environment runs.
+type DestroyRequest struct {
+	Reason  string `json:"reason,omitempty" maxLength:"4096" doc:"Why; recorded in the ledger."`
+	Volumes bool   `json:"volumes,omitempty" doc:"Delete the environment's volumes as well, for good."`
+}
+
+// Accepted says that a head has moved: it is in the ledger. The rollout follows; events tell how it goes.
+type Accepted struct {
+	Env        string        `json:"env" doc:"Environment."`
+	Generation int           `json:"generation" doc:"The new generation."`
+	Release    digest.Digest `json:"release,omitempty" doc:"Release that is the head now; absent: destroyed."`
+	Entry      uint64        `json:"entry" doc:"Index of the ledger entry; events since here show the rollout."`
+	Changed    bool          `json:"changed" doc:"False when the head was this release already, and nothing was recorded."`
+}
+
+// Release is a release.
+type Release struct {
+	Digest     digest.Digest      `json:"digest" doc:"Digest of the release: of the canonical JSON (RFC 8785) of its record."`
+	App        string             `json:"app" doc:"App."`
+	Env        string             `json:"env" doc:"Environment that it was evaluated for."`
+	Bundle     digest.Digest      `json:"bundle" doc:"Digest of the bundle that it was evaluated from."`
+	Components []ReleaseComponent `json:"components" doc:"Its components, sorted by name."`
+	Record     json.RawMessage    `json:"record" doc:"The whole record."`
+	Heads      []Head             `json:"heads" doc:"Where it was or is the head, oldest first."`
+}
+
+// ReleaseComponent is a component of a release.
+type ReleaseComponent struct {
+	Name     string        `json:"name" doc:"Name."`
+	Digest   digest.Digest `json:"digest" doc:"Digest of the component: its identity."`
+	Image    digest.Digest `json:"image" doc:"Digest of its OCI image."`
+	Root     digest.Digest `json:"root" doc:"Digest of the EROFS file that its instances run on."`
+	Replicas int           `json:"replicas" doc:"Instances that it asks for."`
+}
+
+// Head is a place where a release was or is the head.
+type Head struct {
+	Env        string `json:"env" doc:"Environment."`
+	Generation int    `json:"generation" doc:"Generation."`
+	Current    bool   `json:"current" doc:"Whether it is the head now."`
+}
+
+// Diff is how two releases differ.
+type Diff struct {
+	A           digest.Digest `json:"a" doc:"Digest of the first release."`
+	B           digest.Digest `json:"b" doc:"Digest of the second release."`
+	Changes     []Change      `json:"changes" doc:"What would change from a to b."`
+	Differences []Difference  `json:"differences" doc:"Every field that differs."`
+}
+
+// Names of the events of PathEvents.
+const (
+	EventEntry     = "entry"     // data: Entry; its id is the entry's index
+	EventInstance  = "instance"  // data: Instance, as it is observed now
+	EventHeartbeat = "heartbeat" // data: Heartbeat, at least every 15 seconds
+)
+
+// Heartbeat says that the stream lives.
+type Heartbeat struct {
+	Size uint64    `json:"size" doc:"Size of the ledger."`
+	At   time.Time `json:"at" doc:"The server's time."`
+}
+
+// Event is one event of the stream. Exactly one field is set.
+type Event struct {
+	Entry     *Entry
+	Instance  *Instance
+	Heartbeat *Heartbeat
+}
+
+// Entries is a part of the ledger.
+type Entries struct {
+	Size    uint64  `json:"size" doc:"Size of the ledger."`
+	Entries []Entry `json:"entries" doc:"In the ledger's order."`
+	Next    uint64  `json:"next" doc:"Index to go on from; equal to size at the end."`
+}
+
+// Entry is a ledger entry.
+type Entry struct {
+	Index    uint64          `json:"index" doc:"Place in the ledger, from 0."`
+	ID       string          `json:"id,omitempty" doc:"Name of the entry."`
+	Kind     string          `json:"kind" example:"instance.create" doc:"What happened."`
+	Time     time.Time       `json:"time" doc:"When, by the server's clock."`
+	Actor    string          `json:"actor" example:"local:alice" doc:"Who did it."`
+	Env      string          `json:"env,omitempty" doc:"Environment that it belongs to."`
+	Subjects []Subject       `json:"subjects,omitempty" doc:"What it is about."`
+	Reason   string          `json:"reason,omitempty" doc:"Why."`
+	Outcome  string          `json:"outcome,omitempty" doc:"How it ended."`
+	Body     *Body           `json:"body,omitempty" doc:"What it refers to by digest."`
+	Data     json.RawMessage `json:"data,omitempty" doc:"What is particular to its kind."`
+	Leaf     []byte          `json:"leaf,omitempty" doc:"The exact bytes of the entry, base64. Only where a single entry is asked for."`
+}
+
+// Subject is what an entry is about.
+type Subject struct {
+	Name   string        `json:"name" doc:"Its name."`
+	Digest digest.Digest `json:"digest,omitempty" doc:"Its digest."`
+}
+
+// Body is content that an entry refers to.
+type Body struct {
+	Digest    digest.Digest `json:"digest" doc:"Digest of the content."`
+	SizeBytes int64         `json:"size_bytes" doc:"Size of the content."`
+	Type      string        `json:"type,omitempty" doc:"Media type of the content."`
+}
+
+// Proof shows that an entry is in the ledger that a checkpoint signs (RFC 6962, section 2.1.1).
+type Proof struct {
+	Entry      Entry    `json:"entry" doc:"The entry, with its exact bytes."`
+	LeafHash   []byte   `json:"leaf_hash" doc:"Hash of the leaf: SHA-256 of a zero byte and the entry's bytes."`
+	TreeSize   uint64   `json:"tree_size" doc:"Size of the tree that it is proven in."`
+	RootHash   []byte   `json:"root_hash" doc:"Root hash of that tree."`
+	Hashes     [][]byte `json:"hashes" doc:"The audit path, from the leaf up."`
+	Checkpoint string   `json:"checkpoint" doc:"The signed checkpoint of that tree (https://c2sp.org/tlog-checkpoint)."`
+}
+
+// Checkpoint is the ledger's signed tree head.
+type Checkpoint struct {
+	Origin   string `json:"origin" doc:"Name of the log."`
+	Size     uint64 `json:"size" doc:"Number of entries."`
+	RootHash []byte `json:"root_hash" doc:"Root hash."`
+	Note     string `json:"note" doc:"The signed note, exactly (https://c2sp.org/tlog-checkpoint)."`
+	VKey     string `json:"vkey" doc:"Verifier key of the note."`
+}
+
+// Verification is the result of checking the whole ledger.
+type Verification struct {
+	OK       bool     `json:"ok" doc:"Whether every check held."`
+	Size     uint64   `json:"size" doc:"Entries that were checked."`
+	RootHash []byte   `json:"root_hash,omitempty" doc:"Root hash that follows from the entries."`
+	Origin   string   `json:"origin" doc:"Name of the log."`
+	Millis   int64    `json:"ms" doc:"How long it took, milliseconds."`
+	Problem  *BadSpot `json:"problem,omitempty" doc:"The first check that did not hold."`
+}
+
+// BadSpot is the first place where a ledger does not verify.
+type BadSpot struct {
+	Index *uint64 `json:"index,omitempty" doc:"First bad entry; absent when it is not an entry."`
+	Cause string  `json:"cause" doc:"What does not hold."`
+}
+
+// TokenRequest asks for a token.
+type TokenRequest struct {
+	Name string `json:"name" minLength:"1" maxLength:"63" pattern:"^[a-z]([a-z0-9-]*[a-z0-9])?$" doc:"Whom it is for; its holder acts as token:NAME."`
+}
+
+// NewToken is a token that was just made: the only time that its secret is told.
+type NewToken struct {
+	Token
+	Secret string `json:"secret" doc:"What to send as 'Authorization: Bearer SECRET'. It is told once; the server keeps only its digest."`
+}
+
+// Tokens are the tokens that are valid.
+type Tokens struct {
+	Tokens []Token `json:"tokens" doc:"Sorted by name."`
+}
+
+// Token lets its holder use the API over TCP.
+type Token struct {
+	ID        string    `json:"id" doc:"Name of the token for DELETE; not a secret."`
+	Name      string    `json:"name" doc:"Whom it is for."`
+	By        string    `json:"by" doc:"Who made it."`
+	CreatedAt time.Time `json:"created_at" doc:"When it was made."`
+}
+
+// Health is the answer of PathHealth.
+type Health struct {
+	Status  string `json:"status" enum:"ok,unavailable" doc:"Whether the server can do its work."`
+	Version string `json:"version" doc:"Version of the program."`
+	Detail  string `json:"detail,omitempty" doc:"What is wrong."`
+}
