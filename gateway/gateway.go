@@ -12,7 +12,7 @@ import (
 
 // Table is all that the proxy does.
 type Table struct {
-	Serial   uint64    `json:"serial"`             // grows with every table of one server
+	Serial   uint64    `json:"serial,omitempty"`   // grows with every table; 0: the proxy gives it the next
 	Backends []Backend `json:"backends,omitempty"` // sorted by ID
 	Services []Service `json:"services,omitempty"` // sorted by Name
 	HTTP     []Route   `json:"http,omitempty"`     // sorted by Host, then longest Path first
@@ -32,13 +32,14 @@ type ServiceName string
 // Service is where connections to a port of a component go.
 type Service struct {
 	Name  ServiceName `json:"name"`
-	Port  int         `json:"port"`  // inside the instances
-	Pools []Pool      `json:"pools"` // by weight; none, or all empty: no healthy instance
+	Port  int         `json:"port,omitempty"` // inside the instances, unless a pool says otherwise
+	Pools []Pool      `json:"pools"`          // by weight; none, or all empty: no healthy instance
 }
 
 // Pool is a set of interchangeable instances that takes a share of the traffic.
 type Pool struct {
-	Weight    int           `json:"weight"` // percent; those of a service sum to 100
+	Weight    int           `json:"weight"`         // percent; those of a service sum to 100
+	Port      int           `json:"port,omitempty"` // when it is not the service's: versions may differ
 	Instances []instance.ID `json:"instances"`
 }
 
