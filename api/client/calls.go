@@ -1,0 +1,154 @@
+package client
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+
+	"github.com/invarhq/invar/api"
+)
+
+// Server describes the server.
+func (c *Client) Server(ctx context.Context) (api.Server, error) {
+	return call[api.Server](ctx, c, http.MethodGet, api.PathServer, nil, nil)
+}
+
+// Environments lists the environments, sorted by name.
+func (c *Client) Environments(ctx context.Context) ([]api.EnvironmentSummary, error) {
+	out, err := call[api.Environments](ctx, c, http.MethodGet, api.PathEnvironments, nil, nil)
+	return out.Environments, err
+}
+
+// Environment tells all of one environment.
+func (c *Client) Environment(ctx context.Context, env string) (api.Environment, error) {
+	return call[api.Environment](ctx, c, http.MethodGet, api.EnvironmentPath(api.PathEnvironment, env), nil, nil)
+}
+
+// History lists the heads that an environment had, newest first.
+func (c *Client) History(ctx context.Context, env string) ([]api.Generation, error) {
+	out, err := call[api.History](ctx, c, http.MethodGet, api.EnvironmentPath(api.PathHistory, env), nil, nil)
+	return out.Generations, err
+}
+
+// Plan says what applying a release would do.
+func (c *Client) Plan(ctx context.Context, env string, req api.PlanRequest) (api.Plan, error) {
+	return call[api.Plan](ctx, c, http.MethodPost, api.EnvironmentPath(api.PathPlan, env), nil, req)
+}
+
+// Apply moves the head by a plan. fault.Conflict: the plan is stale.
+func (c *Client) Apply(ctx context.Context, env string, req api.ApplyRequest) (api.Accepted, error) {
+	return call[api.Accepted](ctx, c, http.MethodPost, api.EnvironmentPath(api.PathApply, env), nil, req)
+}
+
+// Rollback moves the head back to the release of an earlier generation.
+func (c *Client) Rollback(ctx context.Context, env string, req api.RollbackRequest) (api.Accepted, error) {
+	return call[api.Accepted](ctx, c, http.MethodPost, api.EnvironmentPath(api.PathRollback, env), nil, req)
+}
+
+// Destroy retires all that an environment runs.
+func (c *Client) Destroy(ctx context.Context, env string, req api.DestroyRequest) (api.Accepted, error) {
+	return call[api.Accepted](ctx, c, http.MethodPost, api.EnvironmentPath(api.PathDestroy, env), nil, req)
+}
+
+// Release tells of a release: by ENV, ENV@GENERATION or digest.
+func (c *Client) Release(ctx context.Context, ref api.Ref) (api.Release, error) {
+	return call[api.Release](ctx, c, http.MethodGet, api.ReleasePath(ref.String()), nil, nil)
+}
+
+// Diff says how two releases differ.
+func (c *Client) Diff(ctx context.Context, a, b api.Ref) (api.Diff, error) {
+	query := url.Values{"a": {a.String()}, "b": {b.String()}}
+	return call[api.Diff](ctx, c, http.MethodGet, api.PathDiff, query, nil)
+}
+
+// LogsQuery says which part of a component's log is wanted.
+type LogsQuery struct {
+	Env, Component string
+	Instance       string // "": all of the component
+	Tail           int    // lines of each instance to begin with; negative: all
+	Follow         bool   // go on as lines come, until ctx ends
+}
+
+// Logs writes a component's log to w.
+func (c *Client) Logs(ctx context.Context, q LogsQuery, w io.Writer) error {
+	query := url.Values{"tail": {strconv.Itoa(q.Tail)}, "follow": {strconv.FormatBool(q.Follow)}}
+	if q.Instance != "" {
+		query.Set("instance", q.Instance)
+	}
+	resp, err := c.send(ctx, http.MethodGet, api.LogsPath(q.Env, q.Component), query, nil)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if _, err := io.Copy(w, resp.Body); err != nil && ctx.Err() == nil {
+		return fmt.Errorf("reading the log of %s/%s: %w", q.Env, q.Component, err)
+	}
+	return ctx.Err()
+}
+
+// EntriesQuery says which part of the ledger is wanted.
+type EntriesQuery struct {
+	From  uint64
+	To    uint64 // exclusive; 0: to the end
+	Env   string // "": all
+	Kind  string // "": all; "instance." takes every kind that begins so
+	Limit int    // 0: the server's
+}
+
+// Entries reads a part of the ledger.
+func (c *Client) Entries(ctx context.Context, q EntriesQuery) (api.Entries, error) {
+	query := url.Values{"from": {strconv.FormatUint(q.From, 10)}}
+	if q.To != 0 {
+		query.Set("to", strconv.FormatUint(q.To, 10))
+	}
+	if q.Env != "" {
+		query.Set("env", q.Env)
+	}
+	if q.Kind != "" {
+		query.Set("kind", q.Kind)
+	}
+	if q.Limit != 0 {
+		query.Set("limit", strconv.Itoa(q.Limit))
+	}
+	return call[api.Entries](ctx, c, http.MethodGet, api.PathEntries, query, nil)
+}
+
+// Entry reads one entry with the proof that the ledger holds it.
+func (c *Client) Entry(ctx context.Context, index uint64) (api.Proof, error) {
+	return call[api.Proof](ctx, c, http.MethodGet, api.EntryPath(index), nil, nil)
+}
+
+// Checkpoint reads the ledger's signed tree head.
+func (c *Client) Checkpoint(ctx context.Context) (api.Checkpoint, error) {
+	return call[api.Checkpoint](ctx, c, http.MethodGet, api.PathCheckpoint, nil, nil)
+}
+
+// Verify has the server check its whole ledger. To check without trusting the server, read the tiles.
+func (c *Client) Verify(ctx context.Context) (api.Verification, error) {
+	return call[api.Verification](ctx, c, http.MethodPost, api.PathVerify, nil, nil)
+}
+
+// Tokens lists the valid tokens, without their secrets.
+func (c *Client) Tokens(ctx context.Context) ([]api.Token, error) {
+	out, err := call[api.Tokens](ctx, c, http.MethodGet, api.PathTokens, nil, nil)
+	return out.Tokens, err
+}
+
+// CreateToken makes a token.
+func (c *Client) CreateToken(ctx context.Context, req api.TokenRequest) (api.NewToken, error) {
+	return call[api.NewToken](ctx, c, http.MethodPost, api.PathTokens, nil, req)
+}
+
+// DeleteToken makes a token worthless.
+func (c *Client) DeleteToken(ctx context.Context, id string) error {
+	_, err := call[struct{}](ctx, c, http.MethodDelete, api.TokenPath(id), nil, nil)
+	return err
+}
+
+// Healthy says whether the server can do its work.
+func (c *Client) Healthy(ctx context.Context) (api.Health, error) {
+	return call[api.Health](ctx, c, http.MethodGet, api.PathHealth, nil, nil)
+}
