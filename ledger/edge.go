@@ -16,15 +16,8 @@ type edge struct {
 // add appends a leaf and gives yield the hashes to be stored for it: the leaf, then the root of
 // each subtree that it completes, upwards.
 func (e *edge) add(leaf tlog.Hash, yield func(level int, h tlog.Hash)) {
-	h := leaf
-	yield(0, h)
-	level := 0
-	for ; e.size>>level&1 == 1; level++ {
-		h = tlog.NodeHash(e.roots[level], h)
-		yield(level+1, h)
-	}
-	e.roots[level] = h
-	e.size++
+	yield(0, leaf)
+	e.join(0, leaf, yield)
 }
 
 // join appends the complete subtree of 2^level leaves with this root; size must be a multiple of
