@@ -2,9 +2,39 @@
 //
 // What the ledger says of an environment (Environment) is the fold of its steps; what a host sees of
 // its instances comes as observations. Next compares the two with what the head asks for and returns
-// the steps to record, and then to act on. It is pure: equal arguments give equal steps, and no step
-// when nothing differs. A rollout, a rollback, healing and scaling are one algorithm: the head says
-// what should run, and Next brings what runs towards it.
+// the steps to record; Acts tells what then remains to be done on the host, and Traffic where
+// connections go. All are pure: equal arguments give equal results, and there is no step when nothing differs.
+// A rollout, a rollback, healing and scaling are one algorithm: the head says what should run, and Next
+// brings what runs towards it.
+//
+// # A version and its instances
+//
+// The versions of a component are told apart by its digest. A head whose release has a component with the
+// digest that already runs leaves its instances alone; only their number may change. Else:
+//
+//   - Blue/green, unless told otherwise: instances of the new version start beside the old ones, at most
+//     max_parallel at a time, and take the traffic in one step once all of them have been healthy for min_healthy_time.
+//   - Canary: the same, but the traffic shifts by the percents given, each with as many instances as its share
+//     needs, and each held for min_healthy_time with all of them healthy.
+//   - A component with volumes is recreated: out of traffic, old instances gone, then new ones.
+//
+// A component's rollout begins when those that it uses have theirs behind them. A version that has proven itself
+// (the revert target, or instances still warm from before) needs no canary and no waiting: it switches as soon as it
+// has as many healthy instances as serve now.
+//
+// # Failure
+//
+// A rollout fails when instances of a new version fail three times running, when one is not healthy by its
+// healthy_deadline, or when there is no progress for progress_deadline (counted on top of min_healthy_time, which is waiting
+// and not standing still). With auto_revert the head then moves to the last completed release, as a new generation; never
+// to the release that it already has. Otherwise it stays failed: the versions that have the traffic keep it and are healed.
+//
+// # Healing
+//
+// An instance that exits or disappears is replaced: at once the first time, then after 1, 2, 4 … 60 s, until
+// one has been healthy for ten minutes. One that runs but fails its checks is out of traffic at once, replaced beside, and
+// retired when the replacement is healthy. With volumes, where nothing can start beside, that happens only when it has failed for
+// healthy_deadline. Healing goes by the head, and a rollback moves the head: so they can't fight.
 package deploy
 
 import (
@@ -39,7 +69,7 @@ type Step struct {
 	Instance   *instance.Identity `json:"instance,omitempty"` // Create; others only need the ID
 	ID         instance.ID        `json:"id,omitempty"`
 	Component  spec.ComponentName `json:"component,omitempty"`  // Shift
-	Shares     []Share            `json:"shares,omitempty"`     // Shift
+	Shares     []Share            `json:"shares,omitempty"`     // Shift; none: no traffic
 	Generation int                `json:"generation,omitempty"` // Done, Failed, Revert (the new one)
 	Release    digest.Digest      `json:"release,omitempty"`    // Revert
 	ExitCode   int                `json:"exit_code,omitempty"`  // Exited
@@ -62,6 +92,8 @@ type Generation struct {
 	Outcome Outcome        `json:"outcome"`
 	EndedAt time.Time      `json:"ended_at,omitzero"`
 	Cause   string         `json:"cause,omitempty"` // of a failure
+
+	Digests map[spec.ComponentName]digest.Digest `json:"-"` // of Record's components; SetHead and Resolve fill it
 }
 
 // Outcome is what became of a generation's rollout.
@@ -73,4 +105,11 @@ const (
 	Completed  Outcome = "completed"
 	Broken     Outcome = "failed"
 	Superseded Outcome = "superseded" // another head came before it ended
+)
+
+// Fixed measures of healing and failure.
+const (
+	maxFailures = 3                // of a new version, running, until its rollout fails
+	maxBackoff  = time.Minute      // between two tries to replace
+	steadyAfter = 10 * time.Minute // healthy this long, an instance's failure counts as the first
 )
