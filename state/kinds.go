@@ -1,0 +1,275 @@
+package state
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/invarhq/invar/deploy"
+	"github.com/invarhq/invar/digest"
+	"github.com/invarhq/invar/spec"
+)
+
+// Kind is the kind of an entry.
+type Kind string
+
+// The kinds of entries beside those of a rollout's steps, which are deploy.Kind.
+const (
+	KindGenesis       Kind = "genesis"
+	KindLogStart      Kind = "log.start"
+	KindLogStop       Kind = "log.stop"
+	KindBundle        Kind = "bundle"
+	KindRelease       Kind = "release"
+	KindApply         Kind = "change.apply"
+	KindRollback      Kind = "change.rollback"
+	KindDestroy       Kind = "change.destroy"
+	KindVolumeDestroy Kind = "volume.destroy"
+	KindTokenCreate   Kind = "token.create"
+	KindTokenRevoke   Kind = "token.revoke"
+)
+
+// KindInfo describes a kind.
+type KindInfo struct {
+	Kind Kind
+	When string // when such an entry is written
+	Env  bool   // whether it belongs to an environment
+	zero func() Data
+}
+
+// Fields returns a value of the kind's data, for those who list its fields.
+func (k KindInfo) Fields() Data { return k.zero() }
+
+// Kinds returns every kind, in the order of docs/ledger.md.
+func Kinds() []KindInfo { return slices.Clone(kinds) }
+
+var kinds = []KindInfo{
+	{KindGenesis, "First of all, once: the ledger begins.", false, of[Genesis]},
+	{KindLogStart, "The server has opened the ledger to write.", false, of[LogStart]},
+	{KindLogStop, "The server is about to close the ledger; absent after a crash.", false, of[LogStop]},
+	{KindBundle, "A bundle is first used by a change.", false, of[Bundle]},
+	{KindRelease, "A release is first used by a change; the server evaluated its bundle and got the same digest.", true, of[Release]},
+	{KindApply, "The head moves to a release that was planned.", true, of[Apply]},
+	{KindRollback, "The head moves to the release of an earlier generation.", true, of[Rollback]},
+	{KindDestroy, "The head moves to nothing: all that the environment runs will be retired.", true, of[Destroy]},
+	{KindVolumeDestroy, "The volumes of a destroyed environment have been deleted, as its change.destroy asked.", true, of[VolumeDestroy]},
+	{Kind(deploy.Create), "An instance is about to be created and started.", true, step(deploy.Create)},
+	{Kind(deploy.Healthy), "An instance has passed its checks for long enough to have traffic.", true, step(deploy.Healthy)},
+	{Kind(deploy.Failing), "An instance that was healthy fails its checks.", true, step(deploy.Failing)},
+	{Kind(deploy.Exited), "An instance's process was seen to have ended.", true, step(deploy.Exited)},
+	{Kind(deploy.Retire), "An instance is about to be taken out of traffic, drained, stopped and removed.", true, step(deploy.Retire)},
+	{Kind(deploy.Gone), "An instance is removed from its host.", true, step(deploy.Gone)},
+	{Kind(deploy.Shift), "Traffic is about to be split anew between a component's versions.", true, step(deploy.Shift)},
+	{Kind(deploy.Done), "A rollout has ended well.", true, step(deploy.Done)},
+	{Kind(deploy.Failed), "A rollout has failed.", true, step(deploy.Failed)},
+	{Kind(deploy.Revert), "A rollout has failed, and the head moves back to the release that completed before.", true, step(deploy.Revert)},
+	{KindTokenCreate, "A token for the API was made.", false, of[TokenCreate]},
+	{KindTokenRevoke, "A token was revoked.", false, of[TokenRevoke]},
+}
+
+func of[D Data]() Data {
+	var d D
+	return d
+}
+
+func step(k deploy.Kind) func() Data {
+	return func() Data { return Step{deploy.Step{Kind: k}} }
+}
+
+func decodeData(k Kind, raw json.RawMessage) (Data, error) {
+	if raw == nil {
+		raw = json.RawMessage("{}")
+	}
+	switch k {
+	case KindGenesis:
+		return decodeAs[Genesis](raw)
+	case KindLogStart:
+		return decodeAs[LogStart](raw)
+	case KindLogStop:
+		return decodeAs[LogStop](raw)
+	case KindBundle:
+		return decodeAs[Bundle](raw)
+	case KindRelease:
+		return decodeAs[Release](raw)
+	case KindApply:
+		return decodeAs[Apply](raw)
+	case KindRollback:
+		return decodeAs[Rollback](raw)
+	case KindDestroy:
+		return decodeAs[Destroy](raw)
+	case KindVolumeDestroy:
+		return decodeAs[VolumeDestroy](raw)
+	case KindTokenCreate:
+		return decodeAs[TokenCreate](raw)
+	case KindTokenRevoke:
+		return decodeAs[TokenRevoke](raw)
+	}
+	if !slices.ContainsFunc(kinds, func(i KindInfo) bool { return i.Kind == k }) {
+		return nil, fmt.Errorf("kind %q is not known", k)
+	}
+	var s deploy.Step
+	err := strict(raw, &s)
+	s.Kind = deploy.Kind(k)
+	return Step{s}, err
+}
+
+func decodeAs[D Data](raw json.RawMessage) (Data, error) {
+	var d D
+	err := strict(raw, &d)
+	return d, err
+}
+
+// Genesis begins a ledger.
+type Genesis struct {
+	Origin string `json:"origin"` // the log's name
+	VKey   string `json:"vkey"`   // verifier key of its checkpoints (https://c2sp.org/signed-note)
+}
+
+// LogStart says that a server writes from now on.
+type LogStart struct {
+	Version string `json:"version"` // of invar
+}
+
+// LogStop says that the server stops writing.
+type LogStop struct{}
+
+// Bundle makes a bundle known. The entry's body is the bundle.
+type Bundle struct {
+	App    spec.AppName  `json:"app"`
+	Bundle digest.Digest `json:"bundle"`
+	Source digest.Digest `json:"source"`
+}
+
+// Release makes a release known. The entry's body is its record.
+type Release struct {
+	App     spec.AppName  `json:"app"`
+	Bundle  digest.Digest `json:"bundle"`
+	Release digest.Digest `json:"release"`
+}
+
+// Apply moves the head to a planned release.
+type Apply struct {
+	App        spec.AppName  `json:"app"`
+	Generation int           `json:"generation"`     // the new one
+	Base       int           `json:"base,omitempty"` // the generation that the plan was made against; unset: none
+	Release    digest.Digest `json:"release"`
+	Bundle     digest.Digest `json:"bundle"`
+	Plan       digest.Digest `json:"plan"`
+}
+
+// Rollback moves the head back to the release of generation To.
+type Rollback struct {
+	App        spec.AppName  `json:"app"`
+	Generation int           `json:"generation"` // the new one
+	Base       int           `json:"base"`       // the one before
+	To         int           `json:"to"`
+	Release    digest.Digest `json:"release"`
+	Bundle     digest.Digest `json:"bundle"`
+}
+
+// Destroy moves the head to nothing.
+type Destroy struct {
+	App        spec.AppName `json:"app"`
+	Generation int          `json:"generation"` // the new one
+	Base       int          `json:"base"`       // the one before
+	Volumes    bool         `json:"volumes,omitempty"`
+}
+
+// VolumeDestroy says that volumes are deleted.
+type VolumeDestroy struct {
+	Generation int `json:"generation"` // the one that asked for it
+}
+
+// TokenCreate makes a token valid.
+type TokenCreate struct {
+	Token  TokenID       `json:"token"`
+	Name   string        `json:"name"`   // its holder acts as token:NAME
+	Secret digest.Digest `json:"secret"` // of the secret, which is kept nowhere
+}
+
+// TokenRevoke makes a token invalid for good.
+type TokenRevoke struct {
+	Token TokenID `json:"token"`
+}
+
+// Step is a step of a rollout. Its JSON is that of deploy.Step.
+type Step struct{ deploy.Step }
+
+func (Genesis) EntryKind() Kind       { return KindGenesis }
+func (LogStart) EntryKind() Kind      { return KindLogStart }
+func (LogStop) EntryKind() Kind       { return KindLogStop }
+func (Bundle) EntryKind() Kind        { return KindBundle }
+func (Release) EntryKind() Kind       { return KindRelease }
+func (Apply) EntryKind() Kind         { return KindApply }
+func (Rollback) EntryKind() Kind      { return KindRollback }
+func (Destroy) EntryKind() Kind       { return KindDestroy }
+func (VolumeDestroy) EntryKind() Kind { return KindVolumeDestroy }
+func (TokenCreate) EntryKind() Kind   { return KindTokenCreate }
+func (TokenRevoke) EntryKind() Kind   { return KindTokenRevoke }
+func (s Step) EntryKind() Kind        { return Kind(s.Kind) }
+
+// nowhere refuses an environment where none belongs.
+func nowhere(e Entry) error {
+	if e.Env != "" {
+		return fmt.Errorf("environment %q where none belongs", e.Env)
+	}
+	return nil
+}
+
+func somewhere(e Entry) error { return spec.CheckName(string(e.Env)) }
+
+func (g Genesis) check(e Entry) error {
+	if g.Origin == "" || g.VKey == "" {
+		return errors.New("want an origin and a verifier key")
+	}
+	return nowhere(e)
+}
+
+func (LogStart) check(e Entry) error { return nowhere(e) }
+func (LogStop) check(e Entry) error  { return nowhere(e) }
+
+func (b Bundle) check(e Entry) error {
+	if e.Body == nil || e.Body.Digest != b.Bundle {
+		return errors.New("want the bundle as body")
+	}
+	return errors.Join(nowhere(e), spec.CheckName(string(b.App)), required(b.Bundle, b.Source))
+}
+
+func (r Release) check(e Entry) error {
+	if e.Body == nil || e.Body.Digest != r.Release {
+		return errors.New("want the record as body")
+	}
+	return errors.Join(somewhere(e), spec.CheckName(string(r.App)), required(r.Bundle, r.Release))
+}
+
+func (a Apply) check(e Entry) error {
+	return errors.Join(somewhere(e), checkMove(a.App, a.Generation, a.Base), required(a.Release, a.Bundle, a.Plan))
+}
+
+func (r Rollback) check(e Entry) error {
+	if r.To < 1 || r.To >= r.Generation {
+		return fmt.Errorf("generation %d can't go back to %d", r.Generation, r.To)
+	}
+	return errors.Join(somewhere(e), checkMove(r.App, r.Generation, r.Base), required(r.Release, r.Bundle))
+}
+
+func (d Destroy) check(e Entry) error {
+	return errors.Join(somewhere(e), checkMove(d.App, d.Generation, d.Base))
+}
+
+func checkMove(app spec.AppName, generation, base int) error {
+	if base < 0 || generation != base+1 {
+		return fmt.Errorf("generation %d does not follow %d", generation, base)
+	}
+	return spec.CheckName(string(app))
+}
+
+func (VolumeDestroy) check(e Entry) error { return somewhere(e) }
+
+func (t TokenCreate) check(e Entry) error {
+	return errors.Join(nowhere(e), checkTokenID(t.Token), spec.CheckName(t.Name), required(t.Secret))
+}
+
+func (t TokenRevoke) check(e Entry) error { return errors.Join(nowhere(e), checkTokenID(t.Token)) }
+
+func (s Step) check(e Entry) error { return somewhere(e) }
