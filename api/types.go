@@ -125,7 +125,7 @@ type Instance struct {
 	Health     string        `json:"health" enum:"unknown,passing,failing" doc:"Result of its checks."`
 	Detail     string        `json:"detail,omitempty" doc:"Why it is not passing, or why it exited."`
 	PID        int           `json:"pid,omitempty" doc:"Process on the host, while it runs."`
-	Restarts   int           `json:"restarts" doc:"How often its place was filled again since the head moved: replacements after exits."`
+	Restarts   int           `json:"restarts" doc:"How often an instance of its version was replaced after a failure since the head moved. An instance itself is never started twice."`
 	CreatedAt  *time.Time    `json:"created_at,omitempty" doc:"When the ledger recorded it."`
 	StartedAt  *time.Time    `json:"started_at,omitempty" doc:"When its process was let go."`
 	AgeSeconds int64         `json:"age_seconds" doc:"Seconds since it was created."`
@@ -188,48 +188,44 @@ type Plan struct {
 	Release        digest.Digest `json:"release" doc:"Digest of the release that would be the head."`
 	BaseGeneration int           `json:"base_generation" doc:"Generation that it was made against; 0: a new environment."`
 	BaseRelease    digest.Digest `json:"base_release,omitempty" doc:"Release that it was made against; absent: none."`
-	Changes        Changes       `json:"changes" doc:"What would change. Nothing: there is nothing to do."`
+	Changes        []Change      `json:"changes" doc:"What would change, in the order in which to read it. Empty: nothing to do."`
+	Adds           int           `json:"adds" doc:"Things that start (+)."`
+	Replaces       int           `json:"replaces" doc:"Things that are replaced (+/-)."`
+	Removes        int           `json:"removes" doc:"Things that are retired (-)."`
+	Unchanged      int           `json:"unchanged" doc:"Components that stay as they are."`
+	Steps          []int         `json:"steps" doc:"Percent of traffic, step by step, for what starts beside; the last is 100."`
 }
 
-// Actions of a Change. There is none that changes something in place.
+// Actions of a Change.
 const (
 	ActionAdd     = "+"
 	ActionRemove  = "-"
-	ActionReplace = "+/-" // start beside, then retire
-	ActionScale   = "="   // more or fewer of the same instances
+	ActionReplace = "+/-"
 )
 
-// Changes is how one release differs from another.
-type Changes struct {
-	From       digest.Digest `json:"from,omitempty" doc:"Digest of the release before; absent: none."`
-	To         digest.Digest `json:"to,omitempty" doc:"Digest of the release after; absent: none."`
-	Components []Change      `json:"components" doc:"Components that differ, sorted by name."`
-	Routes     []Change      `json:"routes" doc:"Routes that differ, sorted by name."`
-	Rollout    []Cause       `json:"rollout" doc:"Differences in how releases are rolled out, not in what runs."`
-}
-
-// Empty reports whether nothing differs.
-func (c Changes) Empty() bool { return len(c.Components)+len(c.Routes)+len(c.Rollout) == 0 }
-
-// Change is what becomes of one component or route, and why.
+// Change is one line of a plan, with its causes.
 type Change struct {
-	Name         string        `json:"name" example:"web" doc:"Name of the component or route."`
-	Action       string        `json:"action" enum:"+,-,+/-,=" doc:"+ starts, - retires, +/- starts beside and then retires, = runs more or fewer of the same. Nothing is modified in place."`
-	From         digest.Digest `json:"from,omitempty" doc:"Digest of the component before."`
-	To           digest.Digest `json:"to,omitempty" doc:"Digest of the component after."`
-	FromReplicas int           `json:"from_replicas,omitempty" doc:"Instances before."`
-	ToReplicas   int           `json:"to_replicas,omitempty" doc:"Instances after."`
-	Causes       []Cause       `json:"causes" doc:"Why: every field that differs."`
+	Action string        `json:"action" enum:"+,-,+/-" doc:"Start, retire, or start beside and then retire. Nothing is modified in place."`
+	Kind   string        `json:"kind" example:"component" doc:"What changes: component, route or rollout."`
+	Name   string        `json:"name" example:"web" doc:"Name of what changes."`
+	Before digest.Digest `json:"before,omitempty" doc:"Digest of the component before."`
+	After  digest.Digest `json:"after,omitempty" doc:"Digest of the component after."`
+	Starts int           `json:"starts" doc:"Instances that start."`
+	Stops  int           `json:"stops" doc:"Instances that retire."`
+	How    string        `json:"how,omitempty" doc:"How it is replaced: beside, or stop then start." example:"start beside, then retire"`
+	Volume string        `json:"volume,omitempty" doc:"The volume because of which it is stopped before its replacement starts."`
+	Causes []Difference  `json:"causes" doc:"Why, down to the field."`
 }
 
-// Cause is one field that differs.
-type Cause struct {
-	Field   string  `json:"field" example:"env LOG_LEVEL" doc:"The field."`
-	Old     *string `json:"old,omitempty" doc:"Value before; absent: it was not there."`
-	New     *string `json:"new,omitempty" doc:"Value after; absent: it is not there any more."`
-	Diff    string  `json:"diff,omitempty" doc:"For a file of text: unified diff."`
-	Added   int     `json:"added,omitempty" doc:"Lines added."`
-	Removed int     `json:"removed,omitempty" doc:"Lines removed."`
+// Difference is one field that differs between two releases.
+type Difference struct {
+	Component string   `json:"component,omitempty" doc:"Component that it belongs to."`
+	Path      string   `json:"path" example:"env LOG_LEVEL" doc:"Field."`
+	Before    string   `json:"before,omitempty" doc:"Value before; absent: it was not there."`
+	After     string   `json:"after,omitempty" doc:"Value after; absent: it is not there any more."`
+	Added     bool     `json:"added,omitempty" doc:"The field was not there before."`
+	Removed   bool     `json:"removed,omitempty" doc:"The field is not there any more."`
+	Lines     []string `json:"lines,omitempty" doc:"For a configuration file: its lines that differ, each after '+', '-' or a space."`
 }
 
 // ApplyRequest asks to move the head of an environment to a release, by a plan that was looked at.
@@ -291,9 +287,10 @@ type Head struct {
 
 // Diff is how two releases differ.
 type Diff struct {
-	A       digest.Digest `json:"a" doc:"Digest of the first release."`
-	B       digest.Digest `json:"b" doc:"Digest of the second release."`
-	Changes Changes       `json:"changes" doc:"What becomes of a on the way to b."`
+	A           digest.Digest `json:"a" doc:"Digest of the first release."`
+	B           digest.Digest `json:"b" doc:"Digest of the second release."`
+	Changes     []Change      `json:"changes" doc:"What would change from a to b."`
+	Differences []Difference  `json:"differences" doc:"Every field that differs."`
 }
 
 // Names of the events of PathEvents.
