@@ -1,0 +1,239 @@
+package sqlite
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"iter"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/mod/sumdb/tlog"
+
+	"github.com/invarhq/invar/fault"
+	"github.com/invarhq/invar/store"
+)
+
+// Reader reads a ledger file. Its methods are those of store.Store.
+type Reader struct {
+	db          *sql.DB
+	load        *sql.Stmt
+	entries     *sql.Stmt
+	hashes      *sql.Stmt
+	checkpoints *sql.Stmt
+	snapshot    *sql.Stmt
+}
+
+// OpenReadOnly opens the ledger in dir, a copy of a data directory or one in use, without changing it.
+func OpenReadOnly(ctx context.Context, dir string) (*Reader, error) {
+	if err := exists(dir); err != nil {
+		return nil, fmt.Errorf("opening the ledger in %s for reading: %w", dir, err)
+	}
+	// Without a write-ahead log and without a writer the file is all there is and stands still:
+	// immutable=1 then reads it without making any file beside it.
+	params := []string{"mode=ro"}
+	if !hasWAL(dir) && !isLive(dir) {
+		params = append(params, "immutable=1")
+	}
+	r, err := newReader(ctx, dsn(dir, params...))
+	if err != nil {
+		return nil, fmt.Errorf("opening the ledger in %s for reading: %w", dir, err)
+	}
+	if err := checkFormat(ctx, r.db); err != nil {
+		return nil, errors.Join(fmt.Errorf("opening the ledger in %s for reading: %w", dir, err), r.Close())
+	}
+	return r, nil
+}
+
+func hasWAL(dir string) bool {
+	info, err := os.Stat(filepath.Join(dir, fileName+"-wal"))
+	return err == nil && info.Size() > 0
+}
+
+func newReader(ctx context.Context, dsn string) (_ *Reader, err error) {
+	r := &Reader{}
+	if r.db, err = sql.Open("sqlite", dsn); err != nil {
+		return nil, err
+	}
+	r.db.SetMaxIdleConns(4)
+	for _, p := range []struct {
+		stmt **sql.Stmt
+		text string
+	}{
+		{&r.load, `SELECT
+			(SELECT size FROM checkpoints ORDER BY size DESC LIMIT 1),
+			(SELECT note FROM checkpoints ORDER BY size DESC LIMIT 1),
+			(SELECT coalesce(max(idx) + 1, 0) FROM entries),
+			coalesce((SELECT first + length(data) / 32 FROM hashes ORDER BY first DESC LIMIT 1), 0)`},
+		{&r.entries, "SELECT idx, data FROM entries WHERE idx >= ? AND idx < ? ORDER BY idx"},
+		{&r.hashes, `SELECT first, data FROM hashes
+			WHERE first >= coalesce((SELECT max(first) FROM hashes WHERE first <= ?1), 0) AND first <= ?2 ORDER BY first`},
+		{&r.checkpoints, "SELECT size, note FROM checkpoints WHERE size >= ? AND size <= ? ORDER BY size"},
+		{&r.snapshot, "SELECT size, state FROM snapshot WHERE one = 1"},
+	} {
+		if *p.stmt, err = r.db.PrepareContext(ctx, p.text); err != nil {
+			return nil, errors.Join(classify(err), r.db.Close())
+		}
+	}
+	return r, nil
+}
+
+// Close releases the file.
+func (r *Reader) Close() error { return r.db.Close() }
+
+// Load returns the newest commit; see store.Store.
+func (r *Reader) Load(ctx context.Context) (store.Head, error) {
+	var size sql.NullInt64
+	var signed []byte
+	var entries, hashes int64
+	if err := r.load.QueryRowContext(ctx).Scan(&size, &signed, &entries, &hashes); err != nil {
+		return store.Head{}, classify(fmt.Errorf("reading the newest checkpoint: %w", err))
+	}
+	head := store.Head{Size: size.Int64, Checkpoint: signed}
+	switch want := tlog.StoredHashCount(head.Size); {
+	case entries < head.Size:
+		return head, fault.Errorf(fault.Corrupt, "entry %d is missing: the newest checkpoint is of %d entries", entries, head.Size)
+	case entries > head.Size:
+		return head, fault.Errorf(fault.Corrupt, "entry %d has no checkpoint: the newest is of %d entries", head.Size, head.Size)
+	case hashes != want:
+		return head, fault.Errorf(fault.Corrupt, "%d stored hashes, want %d for %d entries", hashes, want, head.Size)
+	}
+	return head, nil
+}
+
+// Entries yields entries; see store.Store.
+func (r *Reader) Entries(ctx context.Context, from, to int64) iter.Seq2[[]byte, error] {
+	return func(yield func([]byte, error) bool) {
+		next := from
+		more, err := r.scan(ctx, r.entries, from, to, func(idx int64, data []byte) (bool, error) {
+			if idx != next {
+				return false, fault.Errorf(fault.Corrupt, "entry %d is missing", next)
+			}
+			next++
+			return yield(data, nil), nil
+		})
+		if more && err == nil && next < to {
+			err = r.endsAt(ctx, next)
+		}
+		if err != nil {
+			yield(nil, err)
+		}
+	}
+}
+
+// endsAt explains why there is no entry i.
+func (r *Reader) endsAt(ctx context.Context, i int64) error {
+	head, err := r.Load(ctx)
+	if err == nil && i >= head.Size {
+		err = fault.Errorf(fault.NotFound, "entry %d: the ledger has %d", i, head.Size)
+	} else if err == nil {
+		err = fault.Errorf(fault.Corrupt, "entry %d is missing", i)
+	}
+	return err
+}
+
+// scan gives each row of a query for a range, a number and some bytes that are valid during the call,
+// to row. It ends early, and says so with more false, when row does.
+func (r *Reader) scan(ctx context.Context, stmt *sql.Stmt, from, to int64, row func(int64, []byte) (bool, error)) (more bool, err error) {
+	rows, err := stmt.QueryContext(ctx, from, to)
+	if err != nil {
+		return false, classify(err)
+	}
+	defer rows.Close()
+	var n int64
+	var data sql.RawBytes
+	for rows.Next() {
+		if err := rows.Scan(&n, &data); err != nil {
+			return false, classify(err)
+		}
+		if more, err := row(n, data); !more || err != nil {
+			return false, err
+		}
+	}
+	return true, classify(rows.Err())
+}
+
+// nearby is how far apart two hashes are at most that one query reads.
+const nearby = 64
+
+// Hashes returns stored hashes; see store.Store.
+func (r *Reader) Hashes(ctx context.Context, indexes []int64) ([]tlog.Hash, error) {
+	out := make([]tlog.Hash, 0, len(indexes))
+	for len(indexes) > 0 {
+		n := 1
+		for n < len(indexes) && indexes[n] > indexes[n-1] && indexes[n]-indexes[n-1] <= nearby {
+			n++
+		}
+		var err error
+		if out, err = r.appendHashes(ctx, out, indexes[:n]); err != nil {
+			return nil, err
+		}
+		indexes = indexes[n:]
+	}
+	return out, nil
+}
+
+// appendHashes reads hashes of increasing indexes with one query.
+func (r *Reader) appendHashes(ctx context.Context, out []tlog.Hash, indexes []int64) ([]tlog.Hash, error) {
+	_, err := r.scan(ctx, r.hashes, indexes[0], indexes[len(indexes)-1], func(first int64, data []byte) (bool, error) {
+		if len(data)%tlog.HashSize != 0 {
+			return false, fault.Errorf(fault.Corrupt, "stored hashes from %d: %d bytes are not whole hashes", first, len(data))
+		}
+		for len(indexes) > 0 {
+			at := (indexes[0] - first) * tlog.HashSize
+			if at < 0 {
+				return false, fault.Errorf(fault.Corrupt, "stored hash %d is missing", indexes[0])
+			}
+			if at+tlog.HashSize > int64(len(data)) {
+				return true, nil
+			}
+			out = append(out, tlog.Hash(data[at:]))
+			indexes = indexes[1:]
+		}
+		return true, nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("reading stored hashes: %w", err)
+	}
+	if len(indexes) > 0 {
+		return nil, r.lacksHash(ctx, indexes[0])
+	}
+	return out, nil
+}
+
+// lacksHash explains why there is no stored hash i.
+func (r *Reader) lacksHash(ctx context.Context, i int64) error {
+	head, err := r.Load(ctx)
+	if err == nil && i >= tlog.StoredHashCount(head.Size) {
+		err = fault.Errorf(fault.NotFound, "stored hash %d: the ledger has %d entries", i, head.Size)
+	} else if err == nil {
+		err = fault.Errorf(fault.Corrupt, "stored hash %d is missing", i)
+	}
+	return err
+}
+
+// Checkpoints yields checkpoints; see store.Store.
+func (r *Reader) Checkpoints(ctx context.Context, from, to int64) iter.Seq2[store.Head, error] {
+	return func(yield func(store.Head, error) bool) {
+		_, err := r.scan(ctx, r.checkpoints, from, to, func(size int64, data []byte) (bool, error) {
+			return yield(store.Head{Size: size, Checkpoint: append([]byte(nil), data...)}, nil), nil
+		})
+		if err != nil {
+			yield(store.Head{}, fmt.Errorf("reading checkpoints: %w", err))
+		}
+	}
+}
+
+// Snapshot returns the stored snapshot; see store.Store.
+func (r *Reader) Snapshot(ctx context.Context) (store.Snapshot, error) {
+	var s store.Snapshot
+	err := r.snapshot.QueryRowContext(ctx).Scan(&s.Size, &s.State)
+	if errors.Is(err, sql.ErrNoRows) {
+		return store.Snapshot{}, nil
+	}
+	if err != nil {
+		return store.Snapshot{}, classify(fmt.Errorf("reading the snapshot: %w", err))
+	}
+	return s, nil
+}
