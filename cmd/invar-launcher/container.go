@@ -1,0 +1,175 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	_ "github.com/opencontainers/cgroups/devices" // without it, no device rules can be set
+	"github.com/opencontainers/runc/libcontainer"
+	"github.com/opencontainers/runc/libcontainer/specconv"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/invarhq/invar/fault"
+	"github.com/invarhq/invar/runtime/local/wire"
+)
+
+// container is libcontainer's.
+type container struct {
+	*libcontainer.Container
+	first   int // PID on the host
+	exits   *exitWatch
+	process specs.Process
+}
+
+// maxOutput is how much of a command's output is kept.
+const maxOutput = 4 << 10
+
+// createContainer makes the container with its first process waiting.
+func createContainer(r *record) (_ engine, err error) {
+	var spec specs.Spec
+	if err := json.Unmarshal(r.create.OCI, &spec); err != nil {
+		return nil, fault.As(fault.Invalid, fmt.Errorf("decoding the OCI configuration: %w", err))
+	}
+	config, err := specconv.CreateLibcontainerConfig(&specconv.CreateOpts{CgroupName: r.id, Spec: &spec})
+	if err != nil {
+		return nil, fault.As(fault.Invalid, err)
+	}
+	c, err := libcontainer.Create(r.launcher.stateDir(), r.id, config)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, c.Destroy())
+		}
+	}()
+	p := process(*spec.Process, spec.Process.Args)
+	p.Init = true
+	stdout, stderr, err := r.logs.open()
+	if err != nil {
+		return nil, err
+	}
+	defer stdout.Close()
+	defer stderr.Close()
+	p.Stdout, p.Stderr = stdout, stderr
+	if err := c.Start(p); err != nil {
+		return nil, err
+	}
+	pid, err := p.Pid()
+	if err != nil {
+		return nil, err
+	}
+	return watched(c, pid, *spec.Process)
+}
+
+func watched(c *libcontainer.Container, pid int, p specs.Process) (engine, error) {
+	exits, err := watchExit(pid)
+	if err != nil {
+		return nil, err
+	}
+	return &container{Container: c, first: pid, exits: exits, process: p}, nil
+}
+
+// loadContainer finds a container that an earlier launcher made.
+func loadContainer(r *record) (engine, error) {
+	c, err := libcontainer.Load(r.launcher.stateDir(), r.id)
+	if err != nil {
+		return nil, err
+	}
+	var spec specs.Spec
+	if err := readJSON(filepath.Join(r.bundle(), "config.json"), &spec); err != nil {
+		return nil, err
+	}
+	status, err := c.Status()
+	if err != nil {
+		return nil, err
+	}
+	state, err := c.State()
+	if err != nil {
+		return nil, err
+	}
+	if status == libcontainer.Stopped { // its exit code went with the launcher that was its parent
+		return &container{Container: c, exits: lostExit(), process: *spec.Process}, nil
+	}
+	return watched(c, state.InitProcessPid, *spec.Process)
+}
+
+func (l *launcher) stateDir() string { return filepath.Join(l.dir, "state") }
+
+func process(p specs.Process, args []string) *libcontainer.Process {
+	out := &libcontainer.Process{
+		Args: args, Env: p.Env, Cwd: p.Cwd,
+		UID: int(p.User.UID), GID: int(p.User.GID),
+		NoNewPrivileges: &p.NoNewPrivileges,
+	}
+	for _, g := range p.User.AdditionalGids {
+		out.AdditionalGroups = append(out.AdditionalGroups, int(g))
+	}
+	return out
+}
+
+func (c *container) pid() int     { return c.first }
+func (c *container) start() error { return c.Exec() }
+func (c *container) wait() exit   { return c.exits.wait() }
+
+func (c *container) waiting() bool {
+	s, err := c.Status()
+	return err == nil && s == libcontainer.Created
+}
+
+// signal signals the first process. SIGKILL to it kills all others of its PID namespace.
+func (c *container) signal(s unix.Signal) error { return c.exits.signal(s) }
+
+func (c *container) oom() bool {
+	state, err := c.State()
+	return err == nil && oomKilled(state.CgroupPaths)
+}
+
+func (c *container) destroy() error {
+	defer c.exits.close()
+	return c.Destroy()
+}
+
+// exec runs a command in the container's namespaces and limits, as its user.
+func (c *container) exec(e wire.Exec) (*wire.ExecResult, error) {
+	p := process(c.process, e.Args)
+	out, in, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	defer out.Close()
+	p.Stdout, p.Stderr = in, in
+	err = c.Run(p)
+	in.Close()
+	if err != nil {
+		return nil, err
+	}
+	timer := time.AfterFunc(e.Timeout, func() { p.Signal(unix.SIGKILL) })
+	text := make(chan []byte, 1)
+	go func() {
+		b, _ := io.ReadAll(io.LimitReader(out, maxOutput))
+		text <- b
+		io.Copy(io.Discard, out)
+	}()
+	state, err := p.Wait()
+	timedOut := !timer.Stop()
+	if state == nil {
+		return nil, err
+	}
+	out.SetReadDeadline(time.Now().Add(50 * time.Millisecond)) // what it left running may hold the pipe open
+	status := state.Sys().(interface {
+		Exited() bool
+		ExitStatus() int
+	})
+	result := &wire.ExecResult{ExitCode: -1, TimedOut: timedOut, Output: string(<-text)}
+	if status.Exited() {
+		result.ExitCode = status.ExitStatus()
+	}
+	return result, nil
+}

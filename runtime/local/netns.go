@@ -1,0 +1,216 @@
+package local
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	goruntime "runtime"
+	"strconv"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// nets makes network namespaces with nothing but a loopback, some ahead, and pins each to a file, so that another process
+// (the gateway) can enter it by path.
+type nets struct {
+	dir   string
+	ready chan *os.File
+	mu    sync.Mutex
+	shut  bool
+}
+
+func newNets(dir string, ahead int) *nets { return &nets{dir: dir, ready: make(chan *os.File, ahead)} }
+
+func (n *nets) path(id string) string { return filepath.Join(n.dir, id) }
+
+// fill keeps namespaces ready until ctx ends.
+func (n *nets) fill(ctx context.Context) {
+	for ctx.Err() == nil {
+		ns, err := newNetwork()
+		if err != nil {
+			select { // pin tells the error when it tries itself
+			case <-ctx.Done():
+			case <-time.After(time.Second):
+			}
+			continue
+		}
+		select {
+		case n.ready <- ns:
+		case <-ctx.Done():
+			ns.Close()
+		}
+	}
+}
+
+func (n *nets) drain() {
+	for {
+		select {
+		case ns := <-n.ready:
+			ns.Close()
+		default:
+			return
+		}
+	}
+}
+
+// pin gives the instance a namespace, and returns its path.
+func (n *nets) pin(id string) (string, error) {
+	var ns *os.File
+	select {
+	case ns = <-n.ready:
+	default:
+		var err error
+		if ns, err = newNetwork(); err != nil {
+			return "", err
+		}
+	}
+	defer ns.Close()
+	at := n.path(id)
+	if err := n.release(id); err != nil { // of a creation that failed
+		return "", err
+	}
+	f, err := os.OpenFile(at, os.O_CREATE|os.O_RDONLY, 0o400)
+	if err != nil {
+		return "", err
+	}
+	f.Close()
+	if err := unix.Mount("/proc/self/fd/"+strconv.Itoa(int(ns.Fd())), at, "", unix.MS_BIND, ""); err != nil {
+		return "", fmt.Errorf("pinning a network namespace to %s: %w", at, err)
+	}
+	return at, nil
+}
+
+// release unpins the namespace of an instance. It ends with the last process and socket in it.
+func (n *nets) release(id string) error {
+	at := n.path(id)
+	if err := unix.Unmount(at, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("unpinning the network namespace %s: %w", at, err)
+	}
+	if err := os.Remove(at); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// newNetwork makes a namespace on a thread that ends with it: a thread must not come back from there.
+func newNetwork() (*os.File, error) {
+	type result struct {
+		ns  *os.File
+		err error
+	}
+	done := make(chan result, 1)
+	go func() {
+		goruntime.LockOSThread()
+		ns, err := enterNewNetwork()
+		done <- result{ns, err}
+	}()
+	r := <-done
+	if r.err != nil {
+		return nil, fmt.Errorf("making a network namespace: %w", r.err)
+	}
+	return r.ns, nil
+}
+
+func enterNewNetwork() (*os.File, error) {
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		return nil, err
+	}
+	if err := loopbackUp(); err != nil {
+		return nil, fmt.Errorf("raising the loopback: %w", err)
+	}
+	if err := os.WriteFile("/proc/sys/net/ipv4/ip_unprivileged_port_start", []byte("0"), 0); err != nil {
+		return nil, err
+	}
+	return os.Open("/proc/thread-self/ns/net")
+}
+
+func loopbackUp() error {
+	s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(s)
+	lo, err := unix.NewIfreq("lo")
+	if err != nil {
+		return err
+	}
+	lo.SetUint16(unix.IFF_UP | unix.IFF_RUNNING)
+	return unix.IoctlIfreq(s, unix.SIOCSIFFLAGS, lo)
+}
+
+// dialIn connects to a port of the loopback inside the namespace at path. Only socket(2) runs inside:
+// a socket keeps the namespace that it was made in.
+func dialIn(ctx context.Context, path string, port int) (net.Conn, error) {
+	fd, err := socketIn(path)
+	if err != nil {
+		return nil, err
+	}
+	f := os.NewFile(uintptr(fd), "socket")
+	defer f.Close() // the connection has a duplicate
+	if err := connect(ctx, f, port); err != nil {
+		return nil, err
+	}
+	return net.FileConn(f)
+}
+
+func socketIn(path string) (int, error) {
+	target, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, fmt.Errorf("opening the network namespace %s: %w", path, err)
+	}
+	defer unix.Close(target)
+	goruntime.LockOSThread()
+	own, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		goruntime.UnlockOSThread()
+		return -1, err
+	}
+	defer unix.Close(own)
+	if err := unix.Setns(target, unix.CLONE_NEWNET); err != nil {
+		goruntime.UnlockOSThread()
+		return -1, fmt.Errorf("entering the network namespace %s: %w", path, err)
+	}
+	fd, sockErr := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if err := unix.Setns(own, unix.CLONE_NEWNET); err != nil {
+		// The thread stays locked: it ends with this goroutine, and runs nothing else in the wrong namespace.
+		return -1, fmt.Errorf("leaving the network namespace %s: %w", path, err)
+	}
+	goruntime.UnlockOSThread()
+	return fd, sockErr
+}
+
+func connect(ctx context.Context, f *os.File, port int) error {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	deadline, ok := ctx.Deadline()
+	if ok {
+		f.SetWriteDeadline(deadline)
+	}
+	stop := context.AfterFunc(ctx, func() { f.SetWriteDeadline(time.Unix(1, 0)) })
+	defer stop()
+	address := &unix.SockaddrInet4{Port: port, Addr: [4]byte{127, 0, 0, 1}}
+	var result error
+	began := false
+	err = raw.Write(func(fd uintptr) bool {
+		if !began {
+			began = true
+			result = unix.Connect(int(fd), address)
+			return !errors.Is(result, unix.EINPROGRESS)
+		}
+		n, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR)
+		result = err
+		if err == nil && n != 0 {
+			result = unix.Errno(n)
+		}
+		return true
+	})
+	return errors.Join(err, result)
+}
