@@ -1,0 +1,230 @@
+package reconcile
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"math"
+	"reflect"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/invarhq/invar/deploy"
+	"github.com/invarhq/invar/fault"
+	"github.com/invarhq/invar/gateway"
+	"github.com/invarhq/invar/instance"
+	"github.com/invarhq/invar/spec"
+)
+
+// underway marks an act that has not ended yet.
+const underway = math.MaxUint64
+
+// owner is the one that decides and acts for an environment.
+type owner struct {
+	r    *Reconciler
+	name spec.EnvName
+	wake chan struct{}
+	seq  atomic.Uint64 // of the environment that the last turn left
+
+	mu       sync.Mutex
+	current  deploy.Environment      // as the last turn left it
+	networks map[instance.ID]string  // paths, of instances that the host has
+	busy     map[instance.ID]uint64  // the listing that will tell what became of the last act; underway before
+	refused  map[instance.ID]string  // why it can't ever be created
+	retries  map[instance.ID]retryAt // of acts that failed for now
+	part     gateway.Env             // the last one put
+	number   uint64                  // of that; 0: none was put
+}
+
+// retryAt is when to try again.
+type retryAt struct {
+	retry
+	at time.Time
+}
+
+func newOwner(r *Reconciler, name spec.EnvName) *owner {
+	return &owner{
+		r: r, name: name, wake: make(chan struct{}, 1),
+		networks: map[instance.ID]string{}, busy: map[instance.ID]uint64{},
+		refused: map[instance.ID]string{}, retries: map[instance.ID]retryAt{},
+	}
+}
+
+// poke has a turn begin soon.
+func (o *owner) poke() { signal(o.wake) }
+
+// run takes turns until ctx ends, and returns when the acts that it began have ended.
+func (o *owner) run(ctx context.Context) {
+	var acts sync.WaitGroup
+	defer acts.Wait()
+	var delay retry
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-o.wake:
+		case <-timer.C:
+		case <-ctx.Done():
+			return
+		}
+		wait, err := o.turn(ctx, &acts)
+		switch {
+		case ctx.Err() != nil:
+			return
+		case errors.Is(err, fault.Conflict): // the environment moved on while this turn decided, which also wakes it
+			wait = delay.next()
+		case err != nil:
+			o.r.log.Warn("reconciling", "env", o.name, "error", err)
+			wait = delay.next()
+		default:
+			delay = retry{}
+		}
+		timer.Reset(wait)
+	}
+}
+
+// never is how long to wait when only an outside change can give something new.
+const never = time.Duration(math.MaxInt64)
+
+// turn reads, decides, records and acts once. It returns how long to wait for the next turn if nothing happens.
+func (o *owner) turn(ctx context.Context, acts *sync.WaitGroup) (time.Duration, error) {
+	e := o.read()
+	o.forget(e)
+	have := o.observe(e)
+	now := time.Now()
+	steps := deploy.Next(e, have, now, o.r.config.NewID)
+	if len(steps) > 0 {
+		if err := o.r.config.Recorder.Record(ctx, o.name, e.Seq, steps); err != nil {
+			o.learn(ctx, e, have)
+			o.publish(e) // what is recorded holds nevertheless, and other environments wait for this part
+			return never, fmt.Errorf("recording %d steps: %w", len(steps), err)
+		}
+		o.poke() // what follows from these steps
+		e = o.read()
+	}
+	o.learn(ctx, e, have)
+	o.publish(e)
+	o.seq.Store(e.Seq)
+	o.act(ctx, acts, e, have, now)
+	if len(steps) > 0 {
+		return never, nil
+	}
+	return o.rest(e, have, now), nil
+}
+
+func (o *owner) read() deploy.Environment {
+	e, ok := o.r.config.Source.Environment(o.name)
+	if !ok {
+		return deploy.Environment{Name: o.name} // of which the host has something: orphans
+	}
+	return e
+}
+
+// observe returns what the host has of the environment. Until a listing tells what became of an act, its instance counts as
+// made and no more; one that can't be made counts as exited.
+func (o *owner) observe(e deploy.Environment) []instance.Observation {
+	view, nth := o.r.observer.view(o.name)
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	maps.DeleteFunc(o.busy, func(_ instance.ID, until uint64) bool { return until <= nth })
+	if len(o.busy) == 0 && len(o.refused) == 0 {
+		return view
+	}
+	have := make([]instance.Observation, 0, len(view)+len(o.busy))
+	listed := map[instance.ID]bool{}
+	for _, seen := range view {
+		id := seen.Identity.ID
+		listed[id] = true
+		if cause, ok := o.refused[id]; ok && e.Instances[id].Live() {
+			seen.State, seen.Health, seen.ExitCode, seen.Detail = instance.Exited, instance.Unknown, -1, cause
+		}
+		have = append(have, seen)
+	}
+	for _, id := range slices.Sorted(maps.Keys(o.busy)) {
+		if i, ok := e.Instances[id]; ok && !listed[id] {
+			listed[id] = true
+			have = append(have, instance.Observation{Identity: i.Identity, State: instance.Created})
+		}
+	}
+	for _, id := range slices.Sorted(maps.Keys(o.refused)) {
+		if i, ok := e.Instances[id]; ok && i.Live() && !listed[id] {
+			have = append(have, instance.Observation{Identity: i.Identity, State: instance.Exited, ExitCode: -1, Detail: o.refused[id]})
+		}
+	}
+	return have
+}
+
+// forget drops what is known of instances that are no more.
+func (o *owner) forget(e deploy.Environment) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	gone := func(id instance.ID) bool { _, ok := e.Instances[id]; return !ok && o.busy[id] != underway }
+	maps.DeleteFunc(o.refused, func(id instance.ID, _ string) bool { return gone(id) })
+	maps.DeleteFunc(o.networks, func(id instance.ID, _ string) bool { return gone(id) })
+	for id := range o.retries {
+		if _, listed := o.busy[id]; gone(id) && !listed {
+			delete(o.retries, id)
+		}
+	}
+}
+
+// learn asks the host for the networks of instances that another process made.
+func (o *owner) learn(ctx context.Context, e deploy.Environment, have []instance.Observation) {
+	for _, seen := range have {
+		id := seen.Identity.ID
+		if _, ok := e.Instances[id]; !ok || seen.State != instance.Created && seen.State != instance.Running {
+			continue
+		}
+		o.mu.Lock()
+		_, known := o.networks[id]
+		_, busy := o.busy[id]
+		o.mu.Unlock()
+		if known || busy {
+			continue
+		}
+		n, err := o.r.config.Host.Network(ctx, id)
+		if err != nil {
+			o.r.log.Warn("asking for the network", "instance", id, "error", err)
+			continue
+		}
+		o.mu.Lock()
+		o.networks[id] = n.Path
+		o.mu.Unlock()
+	}
+}
+
+// publish hands the environment's part of the route table on, if it differs from the last.
+func (o *owner) publish(e deploy.Environment) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.current = e
+	o.put()
+}
+
+// put is called with mu held, so that parts are put in the order in which they were made.
+func (o *owner) put() uint64 {
+	part := deploy.Traffic(o.current, o.networks)
+	if o.number == 0 || !reflect.DeepEqual(part, o.part) {
+		o.part, o.number = part, o.r.gateway.put(part)
+	}
+	return o.number
+}
+
+// rest returns how long nothing can be new by itself.
+func (o *owner) rest(e deploy.Environment, have []instance.Observation, now time.Time) time.Duration {
+	at := deploy.Wake(e, have, now)
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, r := range o.retries {
+		if r.at.After(now) && (at.IsZero() || r.at.Before(at)) {
+			at = r.at
+		}
+	}
+	if at.IsZero() {
+		return never
+	}
+	return max(0, time.Until(at))
+}

@@ -1,0 +1,233 @@
+package reconcile
+
+import (
+	"context"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/invarhq/invar/gateway"
+	"github.com/invarhq/invar/instance"
+	"github.com/invarhq/invar/spec"
+)
+
+// How often the gateway is asked for its status: while instances drain, and else, in case it lost its table.
+const (
+	drainEvery = 50 * time.Millisecond
+	checkEvery = time.Second
+)
+
+// publisher keeps the one route table of the server. Environments set their parts; whatever parts came while a table was on
+// its way go into the next one together.
+type publisher struct {
+	traffic Traffic
+	log     *slog.Logger
+	dirty   chan struct{}
+	drain   chan struct{}
+
+	mu       sync.Mutex
+	parts    map[spec.EnvName]gateway.Env
+	expected map[spec.EnvName]bool // have not set a part yet; no table goes out before, since it would lack theirs
+	set      uint64                // parts set
+	inForce  uint64                // of these, how many are in the table in force
+	forced   chan struct{}         // closed when inForce grows
+	active   map[instance.ID]int64 // the last known; nil: not known
+	activeAt uint64                // inForce before active was asked for
+	draining map[spec.EnvName]func()
+
+	serial uint64 // run's
+}
+
+func newPublisher(traffic Traffic, log *slog.Logger) *publisher {
+	return &publisher{
+		traffic: traffic, log: log, dirty: make(chan struct{}, 1), drain: make(chan struct{}, 1),
+		parts: map[spec.EnvName]gateway.Env{}, expected: map[spec.EnvName]bool{}, forced: make(chan struct{}),
+		draining: map[spec.EnvName]func(){},
+	}
+}
+
+// expect holds the first table back until the environment has set its part.
+func (p *publisher) expect(name spec.EnvName) { p.expected[name] = true }
+
+// put sets an environment's part, and returns what to wait for until it is in force.
+func (p *publisher) put(part gateway.Env) uint64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.parts[part.Name] = part
+	delete(p.expected, part.Name)
+	p.set++
+	signal(p.dirty)
+	return p.set
+}
+
+// wait returns when the part of that number is in force.
+func (p *publisher) wait(ctx context.Context, number uint64) error {
+	for {
+		p.mu.Lock()
+		done, forced := p.inForce >= number, p.forced
+		p.mu.Unlock()
+		if done {
+			return nil
+		}
+		select {
+		case <-forced:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// watchDrain has wake called after every status until the environment drains no more, which a nil wake says.
+func (p *publisher) watchDrain(name spec.EnvName, wake func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	_, watched := p.draining[name]
+	switch {
+	case wake == nil:
+		delete(p.draining, name)
+	case !watched:
+		p.draining[name] = wake
+		signal(p.drain)
+	}
+}
+
+// connections returns those under way, if they are known as of a time when the part of that number was in force; else nil.
+func (p *publisher) connections(number uint64) map[instance.ID]int64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.activeAt < number {
+		return nil
+	}
+	return p.active
+}
+
+// run publishes until ctx ends.
+func (p *publisher) run(ctx context.Context) {
+	for !p.adopt(ctx) {
+		if ctx.Err() != nil {
+			return
+		}
+	}
+	timer := time.NewTimer(checkEvery)
+	defer timer.Stop()
+	often := false // asking for the status, for something drains
+	for ctx.Err() == nil {
+		select {
+		case <-p.dirty:
+			p.publish(ctx)
+		case <-p.drain:
+			if !often {
+				often = true
+				timer.Reset(drainEvery)
+			}
+		case <-timer.C:
+			p.check(ctx)
+			often = p.drains()
+			timer.Reset(every(often))
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (p *publisher) drains() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.draining) > 0
+}
+
+// adopt learns the serial from which to go on.
+func (p *publisher) adopt(ctx context.Context) bool {
+	var delay retry
+	for ctx.Err() == nil {
+		status, err := p.traffic.Status(ctx)
+		if err == nil {
+			p.serial = status.Serial
+			return true
+		}
+		p.log.Warn("asking the gateway for its status", "error", err)
+		sleep(ctx, delay.next())
+	}
+	return false
+}
+
+// publish puts the table of all parts into force, however long that takes.
+func (p *publisher) publish(ctx context.Context) {
+	var delay retry
+	for ctx.Err() == nil {
+		input, number, complete := p.gather()
+		if !complete {
+			return
+		}
+		table := gateway.Build(input)
+		p.serial++
+		table.Serial = p.serial
+		err := p.traffic.Apply(ctx, table)
+		if err == nil {
+			p.force(number)
+			return
+		}
+		p.log.Warn("publishing the route table", "serial", p.serial, "error", err)
+		sleep(ctx, delay.next())
+		if status, err := p.traffic.Status(ctx); err == nil {
+			p.serial = max(p.serial, status.Serial)
+		}
+	}
+}
+
+// gather returns the parts in order, and the number of the last; not complete while an expected one is missing.
+func (p *publisher) gather() (gateway.Input, uint64, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.expected) > 0 {
+		return gateway.Input{}, 0, false
+	}
+	var in gateway.Input
+	for _, name := range slices.Sorted(maps.Keys(p.parts)) {
+		in.Envs = append(in.Envs, p.parts[name])
+	}
+	return in, p.set, true
+}
+
+func (p *publisher) force(number uint64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.inForce = number
+	close(p.forced)
+	p.forced = make(chan struct{})
+}
+
+// check asks the gateway what is under way, and publishes again when the table in force is not the last one.
+func (p *publisher) check(ctx context.Context) {
+	p.mu.Lock()
+	number := p.inForce
+	p.mu.Unlock()
+	status, err := p.traffic.Status(ctx)
+	if err != nil {
+		p.log.Warn("asking the gateway for its status", "error", err)
+		return
+	}
+	if number > 0 && status.Serial != p.serial {
+		p.serial = max(p.serial, status.Serial)
+		signal(p.dirty)
+	}
+	p.mu.Lock()
+	p.active, p.activeAt = status.Active, number
+	if p.active == nil {
+		p.active = map[instance.ID]int64{}
+	}
+	wakes := slices.Collect(maps.Values(p.draining))
+	p.mu.Unlock()
+	for _, wake := range wakes {
+		wake()
+	}
+}
+
+func every(often bool) time.Duration {
+	if often {
+		return drainEvery
+	}
+	return checkEvery
+}
