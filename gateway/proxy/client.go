@@ -1,0 +1,109 @@
+package proxy
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+
+	"github.com/invarhq/invar/fault"
+	"github.com/invarhq/invar/gateway"
+)
+
+// Client talks to a gateway's control socket. Its errors are fault.Unavailable when there is no gateway.
+type Client struct {
+	path string
+	http *http.Client
+}
+
+// Dial returns a client for the socket at path. It connects when it is used, each time to the gateway that is then the newest.
+func Dial(path string) *Client {
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", path)
+	}
+	// A kept connection would lead to a gateway that has handed over.
+	return &Client{path: path, http: &http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}}
+}
+
+// Apply puts a table in force. When it returns, new requests follow it. A table that is not sound is refused with
+// fault.Invalid, one with a lower serial than that in force with fault.Conflict; the old one stays then.
+func (c *Client) Apply(ctx context.Context, t gateway.Table) error {
+	raw, err := encode(t)
+	if err != nil {
+		return err
+	}
+	return c.call(ctx, http.MethodPut, "/v1/table", raw, nil)
+}
+
+// Status asks the gateway about itself.
+func (c *Client) Status(ctx context.Context) (gateway.Status, error) {
+	var s gateway.Status
+	return s, c.call(ctx, http.MethodGet, "/v1/status", nil, &s)
+}
+
+// Drain tells the gateway that another process has its listeners: it ends when its last connection does.
+func (c *Client) Drain(ctx context.Context) error {
+	return c.call(ctx, http.MethodPost, "/v1/drain", nil, nil)
+}
+
+func (c *Client) call(ctx context.Context, method, path string, body []byte, into any) error {
+	r, err := http.NewRequestWithContext(ctx, method, "http://gateway"+path, bytes.NewReader(body))
+	if err != nil {
+		return err
+	}
+	resp, err := c.http.Do(r)
+	if err != nil {
+		return fault.As(fault.Unavailable, fmt.Errorf("asking the gateway: %w", err))
+	}
+	defer resp.Body.Close()
+	raw, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return fault.As(fault.Unavailable, fmt.Errorf("asking the gateway: %w", err))
+	}
+	if resp.StatusCode != http.StatusOK {
+		return refusal(resp.StatusCode, string(raw))
+	}
+	if into == nil {
+		return nil
+	}
+	return json.Unmarshal(raw, into)
+}
+
+func refusal(status int, text string) error {
+	err := fmt.Errorf("gateway: %s", strings.TrimSpace(text))
+	for kind, s := range statuses {
+		if s == status {
+			return fault.As(kind, err)
+		}
+	}
+	return err
+}
+
+// watch returns a body that ends when the gateway does.
+func (c *Client) watch(ctx context.Context) (io.ReadCloser, error) {
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://gateway/v1/watch", nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := c.http.Do(r)
+	if err != nil {
+		return nil, fault.As(fault.Unavailable, fmt.Errorf("watching the gateway: %w", err))
+	}
+	return resp.Body, nil
+}
+
+// listeners returns duplicates of the gateway's listening sockets but those held, and the names of all of them.
+func (c *Client) listeners(ctx context.Context, held []string) (map[string]*os.File, []string, error) {
+	conn, err := new(net.Dialer).DialContext(ctx, "unix", c.path)
+	if err != nil {
+		return nil, nil, fault.As(fault.Unavailable, err)
+	}
+	defer conn.Close()
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	return receiveListeners(conn.(*net.UnixConn), held)
+}

@@ -1,0 +1,217 @@
+package proxy
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/invarhq/invar/fault"
+	"github.com/invarhq/invar/gateway"
+)
+
+// maxTable bounds a table's JSON: some 100,000 instances.
+const maxTable = 64 << 20
+
+func encode(v any) ([]byte, error) { return json.Marshal(v) }
+
+// control is the process's control socket.
+type control struct {
+	proxy      *Proxy
+	path       string // of this process's own socket
+	listener   net.Listener
+	server     *http.Server
+	handedOver chan struct{} // closed when another process has taken over
+	once       sync.Once
+}
+
+// listenControl opens the control socket and removes those of processes that are gone.
+func (p *Proxy) listenControl() (*control, error) {
+	link := p.cfg.controlPath()
+	for _, old := range ownSockets(link) {
+		if c, err := net.Dial("unix", old); err == nil {
+			c.Close()
+		} else if errors.Is(err, unix.ECONNREFUSED) {
+			os.Remove(old)
+		}
+	}
+	c := &control{proxy: p, path: socketOf(p.cfg, os.Getpid()), handedOver: make(chan struct{})}
+	l, err := net.Listen("unix", c.path)
+	if err != nil {
+		return nil, fmt.Errorf("opening the control socket: %w", err)
+	}
+	if err := os.Chmod(c.path, 0o600); err != nil {
+		l.Close()
+		return nil, err
+	}
+	c.listener = ownUserOnly{l}
+	c.server = &http.Server{Handler: c.routes(), ReadHeaderTimeout: readHeaderTimeout}
+	return c, nil
+}
+
+// socketOf returns the path of a process's own socket.
+func socketOf(c Config, pid int) string { return c.controlPath() + "." + strconv.Itoa(pid) }
+
+func ownSockets(link string) []string {
+	found, _ := filepath.Glob(link + ".[0-9]*") // the pattern is well-formed
+	return slices.DeleteFunc(found, func(path string) bool { return strings.HasSuffix(path, ".link") })
+}
+
+// publish begins to answer and points the link here.
+func (c *control) publish() error {
+	c.proxy.accepting.Go(func() { c.server.Serve(c.listener) })
+	link := c.proxy.cfg.controlPath()
+	next := c.path + ".link"
+	os.Remove(next) // of a process that had this id before
+	if err := os.Symlink(filepath.Base(c.path), next); err != nil {
+		return fmt.Errorf("publishing the control socket: %w", err)
+	}
+	if err := os.Rename(next, link); err != nil {
+		return fmt.Errorf("publishing the control socket: %w", err)
+	}
+	return nil
+}
+
+func (c *control) close() {
+	c.server.Close()
+	os.Remove(c.path)
+}
+
+func (c *control) routes() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("PUT /v1/table", c.putTable)
+	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, c.proxy.status()) })
+	mux.HandleFunc("POST /v1/drain", func(http.ResponseWriter, *http.Request) { c.once.Do(func() { close(c.handedOver) }) })
+	mux.HandleFunc("POST /v1/listeners", c.passListeners)
+	mux.HandleFunc("GET /v1/watch", c.watch)
+	return mux
+}
+
+func writeJSON(w http.ResponseWriter, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	json.NewEncoder(w).Encode(v)
+}
+
+func writeError(w http.ResponseWriter, err error) {
+	status, ok := statuses[fault.KindOf(err)]
+	if !ok {
+		status = http.StatusInternalServerError
+	}
+	http.Error(w, err.Error(), status)
+}
+
+var statuses = map[fault.Kind]int{
+	fault.Invalid: http.StatusBadRequest, fault.Conflict: http.StatusConflict, fault.Unavailable: http.StatusServiceUnavailable,
+}
+
+// putTable puts a table in force. One that is not sound changes nothing.
+func (c *control) putTable(w http.ResponseWriter, r *http.Request) {
+	raw, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxTable))
+	if err != nil {
+		writeError(w, fault.As(fault.Invalid, fmt.Errorf("reading a route table: %w", err)))
+		return
+	}
+	t, err := gateway.Decode(raw)
+	if err != nil {
+		writeError(w, err)
+		return
+	}
+	if err := c.proxy.replace(t); err != nil {
+		writeError(w, err)
+		return
+	}
+	writeJSON(w, c.proxy.status())
+}
+
+// replace applies a table unless a newer one is in force. Serial 0 gets the next number.
+func (p *Proxy) replace(t gateway.Table) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.draining.Load() {
+		return fault.Errorf(fault.Unavailable, "this gateway has handed over to another process")
+	}
+	inForce := p.view.Load().table.Serial
+	if t.Serial == 0 {
+		t.Serial = inForce + 1
+	}
+	if t.Serial < inForce {
+		return fault.Errorf(fault.Conflict, "route table %d is older than %d, which is in force", t.Serial, inForce)
+	}
+	p.apply(t)
+	return nil
+}
+
+// watch answers at once and ends when the process does, or has handed over.
+func (c *control) watch(w http.ResponseWriter, r *http.Request) {
+	w.WriteHeader(http.StatusOK)
+	http.NewResponseController(w).Flush()
+	select {
+	case <-r.Context().Done():
+	case <-c.handedOver:
+	}
+}
+
+// passListeners sends duplicates of the listening sockets that the caller does not name in its request.
+func (c *control) passListeners(w http.ResponseWriter, r *http.Request) {
+	var held []string
+	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxTable)).Decode(&held); err != nil {
+		writeError(w, fault.As(fault.Invalid, fmt.Errorf("reading the names of listeners: %w", err)))
+		return
+	}
+	files, err := c.proxy.files()
+	if err != nil {
+		writeError(w, err)
+		return
+	}
+	defer closeAll(files)
+	conn, _, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		writeError(w, err)
+		return
+	}
+	defer conn.Close()
+	if err := sendListeners(conn.(*net.UnixConn), files, held); err != nil {
+		c.proxy.log.Error("passing listeners on", "error", err)
+	}
+}
+
+// ownUserOnly lets in peers with the user id of this process, and root.
+type ownUserOnly struct{ net.Listener }
+
+func (l ownUserOnly) Accept() (net.Conn, error) {
+	for {
+		conn, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		uid, err := peerUID(conn.(*net.UnixConn))
+		if err == nil && (uid == 0 || int(uid) == os.Geteuid()) {
+			return conn, nil
+		}
+		conn.Close()
+	}
+}
+
+func peerUID(conn *net.UnixConn) (uint32, error) {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var cred *unix.Ucred
+	var failed error
+	err = raw.Control(func(fd uintptr) { cred, failed = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
+	if err := errors.Join(err, failed); err != nil {
+		return 0, fmt.Errorf("asking who the peer is: %w", err)
+	}
+	return cred.Uid, nil
+}
