@@ -1,0 +1,162 @@
+package control
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"sync"
+
+	"github.com/invarhq/invar/digest"
+	"github.com/invarhq/invar/fault"
+	"github.com/invarhq/invar/release"
+)
+
+// evaluated is a release as this server evaluated it.
+type evaluated struct {
+	digest     digest.Digest
+	record     release.Record
+	encoded    []byte
+	bundle     release.Bundle
+	bundleSize int64
+}
+
+// evaluate evaluates the proposal's bundle and compares the result with what the client has.
+func (s *Service) evaluate(ctx context.Context, p Proposal) (evaluated, error) {
+	raw, err := s.read(p.Bundle, release.MaxBundleBytes)
+	if err != nil {
+		return evaluated{}, fmt.Errorf("reading bundle %s: %w", p.Bundle, err)
+	}
+	bundle, err := release.DecodeBundle(raw)
+	if err != nil {
+		return evaluated{}, fmt.Errorf("reading bundle %s: %w", p.Bundle, err)
+	}
+	record, err := s.evaluateSource(ctx, p, bundle)
+	if err != nil {
+		return evaluated{}, fmt.Errorf("evaluating bundle %s: %w", p.Bundle, err)
+	}
+	encoded, err := release.Encode(record)
+	if err != nil {
+		return evaluated{}, fmt.Errorf("evaluating bundle %s: %w", p.Bundle, err)
+	}
+	got := evaluated{digest.Of(encoded), record, encoded, bundle, int64(len(raw))}
+	if p.Release != "" && p.Release != got.digest {
+		return evaluated{}, fault.WithHint(fault.Errorf(fault.Invalid, "the bundle evaluates to release %s here, the client has %s", got.digest, p.Release),
+			"use the same version of invar on both sides, and build again")
+	}
+	return got, s.presentImages(record)
+}
+
+func (s *Service) evaluateSource(ctx context.Context, p Proposal, b release.Bundle) (release.Record, error) {
+	source, _, err := s.config.Blobs.Open(b.Source)
+	if err != nil {
+		return release.Record{}, fmt.Errorf("reading its sources: %w", err)
+	}
+	defer source.Close()
+	r, err := s.config.Evaluate(ctx, source, p.Env, b, p.Bundle)
+	if err != nil {
+		return release.Record{}, err
+	}
+	if r.Env != p.Env || r.App != b.App || r.Bundle != p.Bundle {
+		return release.Record{}, fault.Errorf(fault.Invalid, "its sources are of app %s for environment %s, not of app %s for %s", r.App, r.Env, b.App, p.Env)
+	}
+	return r, nil
+}
+
+// presentImages says whether everything that the release's instances start from is in the blobs.
+func (s *Service) presentImages(r release.Record) error {
+	for _, p := range r.Components {
+		c := p.Component
+		for _, need := range []struct {
+			what string
+			name digest.Digest
+		}{{"image", c.Image}, {"root", c.Root}} {
+			if !s.config.Blobs.Has(need.name) {
+				return fault.WithHint(fault.Errorf(fault.NotFound, "component %s: %s %s is not on the server", c.Name, need.what, need.name), "push it again: invar apply %s", r.Env)
+			}
+		}
+	}
+	return nil
+}
+
+// present is presentImages of a release that is known by digest.
+func (s *Service) present(d digest.Digest) error {
+	r, err := s.records.get(d)
+	if err != nil {
+		return err
+	}
+	return s.presentImages(r)
+}
+
+// keep makes the release's record durable, before any entry names it.
+func (s *Service) keep(ctx context.Context, rel evaluated) error {
+	if !s.config.Blobs.Has(rel.digest) {
+		if _, _, err := s.config.Blobs.Put(ctx, bytes.NewReader(rel.encoded)); err != nil {
+			return fmt.Errorf("storing release %s: %w", rel.digest, err)
+		}
+	}
+	s.records.add(rel.digest, rel.record)
+	return nil
+}
+
+// read returns a blob whole.
+func (s *Service) read(d digest.Digest, limit int64) ([]byte, error) {
+	return readBlob(s.config.Blobs, d, limit)
+}
+
+func readBlob(blobs Blobs, d digest.Digest, limit int64) ([]byte, error) {
+	r, n, err := blobs.Open(d)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	if n > limit {
+		return nil, fault.Errorf(fault.Invalid, "%d bytes, %d are allowed", n, limit)
+	}
+	b, err := io.ReadAll(r)
+	if err != nil {
+		return nil, err
+	}
+	if digest.Of(b) != d {
+		return nil, fault.Errorf(fault.Corrupt, "blob %s is damaged", d)
+	}
+	return b, nil
+}
+
+// maxRecords bounds the cache of records. Those of heads are kept by the state in any case.
+const maxRecords = 256
+
+// records resolves the digests of releases, and remembers some.
+type records struct {
+	blobs Blobs
+
+	mu    sync.Mutex
+	known map[digest.Digest]release.Record
+}
+
+func (r *records) get(d digest.Digest) (release.Record, error) {
+	r.mu.Lock()
+	rec, ok := r.known[d]
+	r.mu.Unlock()
+	if ok {
+		return rec, nil
+	}
+	raw, err := readBlob(r.blobs, d, release.MaxRecordBytes)
+	if err != nil {
+		return release.Record{}, fmt.Errorf("reading release %s: %w", d, err)
+	}
+	if rec, err = release.Decode(raw); err != nil {
+		return release.Record{}, fmt.Errorf("reading release %s: %w", d, err)
+	}
+	r.add(d, rec)
+	return rec, nil
+}
+
+func (r *records) add(d digest.Digest, rec release.Record) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.known) >= maxRecords {
+		clear(r.known)
+	}
+	r.known[d] = rec
+}

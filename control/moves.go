@@ -1,0 +1,387 @@
+package control
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/invarhq/invar/change"
+	"github.com/invarhq/invar/deploy"
+	"github.com/invarhq/invar/digest"
+	"github.com/invarhq/invar/fault"
+	"github.com/invarhq/invar/release"
+	"github.com/invarhq/invar/spec"
+	"github.com/invarhq/invar/state"
+)
+
+// Proposal names a release that an environment is to have. Bundle, sources and images are in the blobs.
+type Proposal struct {
+	Env     spec.EnvName
+	Bundle  digest.Digest
+	Release digest.Digest // what the client evaluated; "": whatever the server gets
+}
+
+// Planned is a plan and its digest.
+type Planned struct {
+	Plan   change.Plan
+	Digest digest.Digest
+}
+
+// Move asks to move a head to a planned release.
+type Move struct {
+	Proposal
+	Base   int           // the generation that the plan was made against
+	Plan   digest.Digest // of the plan that was looked at; "": any
+	Reason string
+}
+
+// Moved says where a head is.
+type Moved struct {
+	Env        spec.EnvName
+	Generation int
+	Release    digest.Digest // "": destroyed
+	Entry      int64         // index of the entry that moved the head
+	Changed    bool          // false: the head was this release already, and nothing was recorded
+}
+
+// Plan returns what applying the proposal would do now. It evaluates the bundle again, and fails with fault.Invalid,
+// naming both digests, when that gives another release than the client's; with fault.NotFound when something that
+// the release needs is not in the blobs; and with fault.Conflict when the environment runs another app or a route is taken.
+func (s *Service) Plan(ctx context.Context, p Proposal) (Planned, error) {
+	rel, err := s.evaluate(ctx, p)
+	if err != nil {
+		return Planned{}, fmt.Errorf("planning for environment %s: %w", p.Env, err)
+	}
+	planned, err := plan(s.State(), p.Env, rel)
+	if err != nil {
+		return Planned{}, fmt.Errorf("planning for environment %s: %w", p.Env, err)
+	}
+	return planned, nil
+}
+
+// plan makes the plan on a state, after checking that the state allows it.
+func plan(now state.State, name spec.EnvName, rel evaluated) (Planned, error) {
+	env := environment(now, name)
+	if err := allowed(now, env, rel.record); err != nil {
+		return Planned{}, err
+	}
+	current := change.Current{Base: change.Base{Generation: env.Head.Number, Release: env.Head.Release}, Record: env.Head.Record}
+	p := change.MakePlan(current, change.Proposed{Digest: rel.digest, Record: rel.record})
+	d, err := p.Digest()
+	return Planned{p, d}, err
+}
+
+// environment returns the environment, or one that never had a head.
+func environment(now state.State, name spec.EnvName) state.Environment {
+	env, err := now.Environment(name)
+	if err != nil {
+		return state.Environment{Environment: deploy.Environment{Name: name}}
+	}
+	return env
+}
+
+// Apply moves the head as planned. It fails as Plan does, and with fault.Conflict when the environment is at
+// another generation than Move.Base, or when the plan would be another one now. Applying the release that the head
+// has already, completed or under way, changes nothing and is no error.
+func (s *Service) Apply(ctx context.Context, by Actor, m Move) (Moved, error) {
+	moved, err := s.apply(ctx, by, m)
+	if err != nil {
+		return Moved{}, fmt.Errorf("applying to environment %s: %w", m.Env, err)
+	}
+	return moved, nil
+}
+
+func (s *Service) apply(ctx context.Context, by Actor, m Move) (Moved, error) {
+	rel, err := s.evaluate(ctx, m.Proposal)
+	if err != nil {
+		return Moved{}, err
+	}
+	// The plan follows from the release and the base. The base is compared again where it can't move any more.
+	if err := atBase(environment(s.State(), m.Env), m.Base); err != nil {
+		return Moved{}, err
+	}
+	planned, err := plan(s.State(), m.Env, rel)
+	if err != nil {
+		return Moved{}, err
+	}
+	if m.Plan != "" && m.Plan != planned.Digest {
+		return Moved{}, fault.WithHint(fault.Errorf(fault.Conflict, "saved plan is stale: it is %s, the plan now would be %s", m.Plan.Short(), planned.Digest.Short()),
+			"look at a new one: invar plan %s", m.Env)
+	}
+	if err := s.keep(ctx, rel); err != nil {
+		return Moved{}, err
+	}
+	return s.move(ctx, m.Env, func(now state.State, env state.Environment) ([]state.Entry, error) {
+		if err := atBase(env, m.Base); err != nil {
+			return nil, err
+		}
+		if unchanged(env, rel.digest) {
+			return nil, nil
+		}
+		if err := allowed(now, env, rel.record); err != nil {
+			return nil, err
+		}
+		return s.applyEntries(now, by, m, rel, planned.Digest), nil
+	})
+}
+
+func atBase(env state.Environment, base int) error {
+	if env.Head.Number == base {
+		return nil
+	}
+	return fault.WithHint(fault.Errorf(fault.Conflict, "saved plan is stale: it was made against generation %d, the environment is at %d now", base, env.Head.Number),
+		"look at a new one: invar plan %s", env.Name)
+}
+
+// unchanged reports whether the head is the release already, and not given up.
+func unchanged(env state.Environment, d digest.Digest) bool {
+	return env.Head.Number > 0 && env.Head.Release == d && env.Head.Outcome != deploy.Broken
+}
+
+// applyEntries returns what an apply adds to the ledger: what is not known yet, and the move.
+func (s *Service) applyEntries(now state.State, by Actor, m Move, rel evaluated, plan digest.Digest) []state.Entry {
+	app := rel.record.App
+	var out []state.Entry
+	if _, err := now.Bundle(m.Bundle); err != nil {
+		e := s.entry(by, "", state.Bundle{App: app, Bundle: m.Bundle, Source: rel.bundle.Source})
+		e.Body = &state.Body{Digest: m.Bundle, Size: rel.bundleSize, Type: release.TypeBundle}
+		e.Subject = []state.Subject{{Name: string(app), Digest: m.Bundle}}
+		out = append(out, e)
+	}
+	if _, err := now.Release(rel.digest); err != nil {
+		e := s.entry(by, m.Env, state.Release{App: app, Bundle: m.Bundle, Release: rel.digest})
+		e.Body = &state.Body{Digest: rel.digest, Size: int64(len(rel.encoded)), Type: release.TypeRecord}
+		e.Subject = []state.Subject{{Name: string(app), Digest: rel.digest}}
+		out = append(out, e)
+	}
+	e := s.entry(by, m.Env, state.Apply{App: app, Generation: m.Base + 1, Base: m.Base, Release: rel.digest, Bundle: m.Bundle, Plan: plan})
+	e.Subject, e.Reason = []state.Subject{{Name: string(app), Digest: rel.digest}}, m.Reason
+	return append(out, e)
+}
+
+// allowed says whether the environment may have the release, whatever it runs now.
+func allowed(now state.State, env state.Environment, r release.Record) error {
+	switch {
+	case env.App != "" && env.App != r.App && env.Head.Release != "":
+		return fault.WithHint(fault.Errorf(fault.Conflict, "environment %s runs app %s, not %s", env.Name, env.App, r.App),
+			"give %s an environment of its own, or first: invar destroy %s", r.App, env.Name)
+	case env.VolumesDue:
+		return fault.WithHint(fault.Errorf(fault.Conflict, "environment %s is being destroyed with its volumes", env.Name), "retry when that is done")
+	case env.App != "" && env.App != r.App && env.Volumes:
+		return fault.WithHint(fault.Errorf(fault.Conflict, "environment %s still has the volumes of app %s", env.Name, env.App),
+			"delete them first: invar destroy %s --volumes", env.Name)
+	}
+	return routesFree(now, env.Name, r)
+}
+
+// routesFree refuses a route that another environment has.
+func routesFree(now state.State, name spec.EnvName, r release.Record) error {
+	if len(r.Routes) == 0 {
+		return nil
+	}
+	want := map[string]spec.RouteName{}
+	for _, route := range r.Routes {
+		want[place(route)] = route.Name
+	}
+	for other := range now.Environments() {
+		if other.Name == name {
+			continue
+		}
+		for _, taken := range other.Head.Record.Routes {
+			if mine, ok := want[place(taken)]; ok {
+				return fault.WithHint(fault.Errorf(fault.Conflict, "route %s: %s belongs to route %s of environment %s", mine, place(taken), taken.Name, other.Name),
+					"give the route another host or path in environment %s", name)
+			}
+		}
+	}
+	return nil
+}
+
+// place is what only one route may have.
+func place(r release.Route) string {
+	if r.TCP != "" {
+		return "tcp " + r.TCP
+	}
+	path := strings.TrimRight(r.Path, "/")
+	return strings.ToLower(r.Host) + path + "/"
+}
+
+// move decides on the newest state of an environment, and says where its head is then.
+func (s *Service) move(ctx context.Context, name spec.EnvName, decide func(state.State, state.Environment) ([]state.Entry, error)) (Moved, error) {
+	var moved Moved
+	_, err := s.append(ctx, func(now state.State) ([]state.Entry, error) {
+		env := environment(now, name)
+		entries, err := decide(now, env)
+		if n := len(entries); n > 0 {
+			moved = Moved{Env: name, Entry: now.Size() + int64(n) - 1, Changed: true}
+		} else {
+			moved = Moved{Env: name, Generation: env.Head.Number, Release: env.Head.Release, Entry: env.HeadEntry}
+		}
+		for _, e := range entries {
+			moved.target(e)
+		}
+		return entries, err
+	})
+	return moved, err
+}
+
+// target notes where the entry moves the head to.
+func (m *Moved) target(e state.Entry) {
+	switch d := e.Data.(type) {
+	case state.Apply:
+		m.Generation, m.Release = d.Generation, d.Release
+	case state.Rollback:
+		m.Generation, m.Release = d.Generation, d.Release
+	case state.Destroy:
+		m.Generation, m.Release = d.Generation, ""
+	}
+}
+
+// Rollback moves the head to the release of generation to, or with 0 to that of the last generation before the head
+// that completed with another release. It fails with fault.NotFound when there is no such generation. Going back to what
+// the head is already changes nothing.
+func (s *Service) Rollback(ctx context.Context, by Actor, name spec.EnvName, to int, reason string) (Moved, error) {
+	now := s.State()
+	target, err := rollbackTarget(now, environment(now, name), to)
+	if err == nil {
+		err = s.present(target.Release)
+	}
+	if err != nil {
+		return Moved{}, fmt.Errorf("rolling back environment %s: %w", name, err)
+	}
+	moved, err := s.move(ctx, name, func(now state.State, env state.Environment) ([]state.Entry, error) {
+		g, err := rollbackTarget(now, env, to)
+		if err != nil || unchanged(env, g.Release) {
+			return nil, err
+		}
+		record, err := s.records.get(g.Release)
+		if err != nil {
+			return nil, err
+		}
+		if err := allowed(now, env, record); err != nil {
+			return nil, err
+		}
+		e := s.entry(by, name, state.Rollback{App: g.App, Generation: env.Head.Number + 1, Base: env.Head.Number, To: g.Number, Release: g.Release, Bundle: g.Bundle})
+		e.Subject, e.Reason = []state.Subject{{Name: string(g.App), Digest: g.Release}}, reason
+		return []state.Entry{e}, nil
+	})
+	if err != nil {
+		return Moved{}, fmt.Errorf("rolling back environment %s: %w", name, err)
+	}
+	return moved, nil
+}
+
+func rollbackTarget(now state.State, env state.Environment, to int) (state.Generation, error) {
+	if env.Head.Number == 0 {
+		_, err := now.Environment(env.Name)
+		return state.Generation{}, err
+	}
+	if to != 0 {
+		g, err := now.Generation(env.Name, to)
+		if err == nil && g.Release == "" {
+			err = fault.WithHint(fault.Errorf(fault.Invalid, "generation %d has no release: the environment was destroyed by it", to), "use: invar destroy %s", env.Name)
+		}
+		return g, err
+	}
+	for _, h := range slices.Backward(env.History) {
+		if h.Outcome == deploy.Completed && h.Release != "" && h.Release != env.Head.Release {
+			return now.Generation(env.Name, h.Number)
+		}
+	}
+	return state.Generation{}, fault.WithHint(fault.Errorf(fault.NotFound, "no earlier generation completed with another release"),
+		"choose one of invar history %s with --to", env.Name)
+}
+
+// Destroy moves the head to nothing, and with volumes has the environment's volumes deleted when its last instance
+// is gone. To destroy what is destroyed changes nothing. It fails with fault.NotFound for an unknown environment.
+func (s *Service) Destroy(ctx context.Context, by Actor, name spec.EnvName, volumes bool, reason string) (Moved, error) {
+	moved, err := s.move(ctx, name, func(now state.State, env state.Environment) ([]state.Entry, error) {
+		if env.Head.Number == 0 {
+			_, err := now.Environment(name)
+			return nil, err
+		}
+		if more := volumes && env.Volumes && !env.VolumesDue; env.Destroyed() && !more {
+			return nil, nil
+		}
+		e := s.entry(by, name, state.Destroy{App: env.App, Generation: env.Head.Number + 1, Base: env.Head.Number, Volumes: volumes})
+		e.Subject, e.Reason = []state.Subject{{Name: string(env.App), Digest: env.Head.Release}}, reason
+		return []state.Entry{e}, nil
+	})
+	if err != nil {
+		return Moved{}, fmt.Errorf("destroying environment %s: %w", name, err)
+	}
+	return moved, nil
+}
+
+// reconciler is the actor of what follows from a head.
+var reconciler = Actor{Kind: state.ActorSystem, Name: "reconcile"}
+
+// Record appends the steps of one turn of a rollout, all or none, as decided on the environment with this Seq. It
+// fails with fault.Conflict when the environment has moved on since.
+func (s *Service) Record(ctx context.Context, name spec.EnvName, seen uint64, steps []deploy.Step) error {
+	_, err := s.append(ctx, func(now state.State) ([]state.Entry, error) {
+		env, err := now.Environment(name)
+		if err != nil {
+			return nil, err
+		}
+		if env.Seq != seen {
+			return nil, fault.Errorf(fault.Conflict, "decided at %d, the environment is at %d", seen, env.Seq)
+		}
+		at := state.Millis(s.config.Now())
+		entries := make([]state.Entry, len(steps))
+		for i, step := range steps {
+			e := s.entry(reconciler, name, state.Step{Step: step})
+			e.Time, e.Subject, e.Outcome = at, subjects(env, step), outcome(step)
+			entries[i] = e
+		}
+		return entries, nil
+	})
+	if err != nil {
+		return fmt.Errorf("recording %d steps of environment %s: %w", len(steps), name, err)
+	}
+	return nil
+}
+
+func outcome(step deploy.Step) string {
+	switch step.Kind {
+	case deploy.Done:
+		return string(deploy.Completed)
+	case deploy.Failed:
+		return string(deploy.Broken)
+	}
+	return ""
+}
+
+// subjects is what a step is about, with the digest that ties it to a component or release.
+func subjects(env state.Environment, step deploy.Step) []state.Subject {
+	switch {
+	case step.Instance != nil:
+		return []state.Subject{{Name: string(step.Instance.ID), Digest: step.Instance.Digest}}
+	case step.ID != "":
+		return []state.Subject{{Name: string(step.ID), Digest: env.Instances[step.ID].Digest}}
+	case step.Component != "":
+		return []state.Subject{{Name: string(step.Component)}}
+	case step.Release != "":
+		return []state.Subject{{Name: string(env.App), Digest: step.Release}}
+	case env.App != "":
+		return []state.Subject{{Name: string(env.App), Digest: env.Head.Release}}
+	}
+	return nil
+}
+
+// VolumesDestroyed records that the environment's volumes are deleted, as state.Environment.VolumesDue asked. The
+// deletion comes first: it can be repeated, and until this entry it is.
+func (s *Service) VolumesDestroyed(ctx context.Context, name spec.EnvName) error {
+	_, err := s.append(ctx, func(now state.State) ([]state.Entry, error) {
+		env, err := now.Environment(name)
+		if err != nil {
+			return nil, err
+		}
+		return []state.Entry{s.entry(reconciler, name, state.VolumeDestroy{Generation: env.Head.Number})}, nil
+	})
+	if err != nil {
+		return fmt.Errorf("recording that the volumes of environment %s are deleted: %w", name, err)
+	}
+	return nil
+}

@@ -1,0 +1,99 @@
+package state
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+
+	"github.com/invarhq/invar/fault"
+)
+
+// snapshotVersion is raised whenever the fold, or what a snapshot holds, changes: an older snapshot is then of no use,
+// and the state is folded from the first entry on.
+const snapshotVersion = 1
+
+// snapshot is a state as it is spelled. Lists are sorted by key.
+type snapshot struct {
+	V            int            `json:"v"`
+	Log          Log            `json:"log"`
+	Environments []Environment  `json:"environments"`
+	Generations  []Generation   `json:"generations"`
+	Bundles      []KnownBundle  `json:"bundles"`
+	Releases     []KnownRelease `json:"releases"`
+	Tokens       []Token        `json:"tokens"`
+}
+
+// Encode returns the state as bytes: equal states give equal bytes.
+func (s State) Encode() ([]byte, error) {
+	tx := s.db.Txn(false)
+	b, err := json.Marshal(snapshot{
+		V:            snapshotVersion,
+		Log:          s.Log(),
+		Environments: slices.Collect(all[Environment](tx, tableEnvironments, "")),
+		Generations:  slices.Collect(all[Generation](tx, tableGenerations, "")),
+		Bundles:      slices.Collect(all[KnownBundle](tx, tableBundles, "")),
+		Releases:     slices.Collect(all[KnownRelease](tx, tableReleases, "")),
+		Tokens:       slices.Collect(all[Token](tx, tableTokens, "")),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("encoding the state at %d: %w", s.Size(), err)
+	}
+	return b, nil
+}
+
+// DecodeState reads what State.Encode wrote. It fails with fault.Corrupt, or as records does; the state
+// can always be folded from the entries instead.
+func DecodeState(b []byte, records Records) (State, error) {
+	var v struct {
+		V int `json:"v"`
+	}
+	if err := json.Unmarshal(b, &v); err != nil || v.V != snapshotVersion {
+		return State{}, fault.Errorf(fault.Corrupt, "decoding a state: version %d, not %d", v.V, snapshotVersion)
+	}
+	var w snapshot
+	if err := strict(b, &w); err != nil {
+		return State{}, fault.Errorf(fault.Corrupt, "decoding a state: %w", err)
+	}
+	s := New(records)
+	tx := s.db.Txn(true)
+	defer tx.Abort()
+	for i, e := range w.Environments {
+		resolved, err := e.Resolve(records)
+		if err != nil {
+			return State{}, fmt.Errorf("decoding a state: %w", err)
+		}
+		w.Environments[i].Environment = resolved
+	}
+	if err := insert(tx.Insert, &w); err != nil {
+		return State{}, fault.Errorf(fault.Corrupt, "decoding a state: %w", err)
+	}
+	tx.Commit()
+	return s, nil
+}
+
+func insert(put func(string, any) error, w *snapshot) error {
+	if err := put(tableLog, &w.Log); err != nil {
+		return err
+	}
+	for _, err := range []error{
+		each(put, tableEnvironments, w.Environments),
+		each(put, tableGenerations, w.Generations),
+		each(put, tableBundles, w.Bundles),
+		each(put, tableReleases, w.Releases),
+		each(put, tableTokens, w.Tokens),
+	} {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func each[T any](put func(string, any) error, table string, list []T) error {
+	for i := range list {
+		if err := put(table, &list[i]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
