@@ -66,7 +66,7 @@ func (e *evaluator) environmentReplicas(n *node) {
 	for name, x := range v.AsValueMap() {
 		at := keyRange(n.attrs["replicas"].Expr, name)
 		if !known[name] {
-			n.bad = true
+			n.bad["replicas"] = true
 			e.errorf(at, "Unknown component", didYouMean(name, slices.Collect(maps.Keys(known))), "There is no component %q.", name)
 			continue
 		}
@@ -75,7 +75,7 @@ func (e *evaluator) environmentReplicas(n *node) {
 		}
 		count, err := wholeNumber(x)
 		if err != nil || count < 0 || count > spec.MaxReplicas {
-			n.bad = true
+			n.bad["replicas"] = true
 			e.errorf(at, "Invalid count", "", "Component %q: want 0 to %d replicas.", name, spec.MaxReplicas)
 			continue
 		}
@@ -167,7 +167,7 @@ func (e *evaluator) image(c copyOf) spec.Image {
 	}
 	if ways != 1 {
 		e.errorf(n.head, "Image without one origin", "", "%s needs exactly one of ref, go, layers and debian; it has %d.", capital(n.title()), ways)
-		n.bad = true
+		n.bad[""] = true
 	}
 	if ref := n.text("ref"); n.has("ref") && (ref == "" || strings.ContainsAny(ref, " \t\r\n")) {
 		n.fail("ref", "Invalid reference", `Write it as "registry.example.com/app:1.2".`, "%q is no image reference.", ref)
@@ -244,6 +244,8 @@ func (e *evaluator) component(c copyOf) spec.Component {
 	}
 	if v, ok := n.vals["image"]; ok {
 		out.Image = n.imageName("image", v)
+	} else {
+		n.bad["image"] = true
 	}
 	if v, ok := n.vals["uses"]; ok {
 		out.Uses = n.uses(v)
@@ -271,11 +273,11 @@ func (e *evaluator) places(n *node, out *spec.Component) {
 		out.Secrets = append(out.Secrets, spec.Secret{Path: k.label(), Name: k.text("name"), Mode: k.mode("mode", 0o400), Range: e.done(k)})
 	}
 	for _, k := range n.inner("port") {
-		out.Ports = append(out.Ports, e.port(n, k))
+		out.Ports = append(out.Ports, e.port(out.Name, n, k))
 	}
 	for _, k := range n.inner("scratch") {
 		out.Scratches = append(out.Scratches, spec.Scratch{Path: k.label(), SizeBytes: k.size("size", 64<<20), Mode: k.mode("mode", 0o1777)})
-		n.bad = n.bad || k.bad
+		maps.Copy(n.bad, k.bad)
 	}
 	for _, k := range n.inner("volume") {
 		out.Volumes = append(out.Volumes, spec.Volume{Name: spec.VolumeName(k.label()), Path: k.text("path")})
@@ -332,21 +334,17 @@ func (n *node) uses(v cty.Value) []spec.PortRef {
 }
 
 // port takes the number from what component.NAME.port refers to: it is evaluated there, once.
-func (e *evaluator) port(comp, k *node) spec.Port {
+func (e *evaluator) port(owner spec.ComponentName, comp, k *node) spec.Port {
 	out := spec.Port{Name: spec.PortName(k.label()), Protocol: "tcp"}
-	var v cty.Value
-	if a := k.attrs["number"]; a != nil {
-		quiet := evaluator{m: e.m, sink: sink{sources: e.sources}, localExprs: e.localExprs}
-		v, _ = quiet.value(a.Expr, comp.sc, cty.Number)
-	}
-	if v == cty.NilVal || !v.IsKnown() || v.IsNull() {
-		k.bad = true
+	v, ok := e.numbers[spec.PortRef{Component: owner, Port: out.Name}]
+	if !ok {
+		k.bad["number"] = true
 	} else if i, err := wholeNumber(v); err != nil {
 		k.fail("number", "Invalid port", "", "Port %q: %v.", k.label(), err)
 	} else {
 		out.Number = i
 	}
-	comp.bad = comp.bad || k.bad
+	maps.Copy(comp.bad, k.bad)
 	out.Range = e.done(k)
 	return out
 }
@@ -362,7 +360,7 @@ func (e *evaluator) file(k *node) spec.File {
 	}
 	if ways != 1 {
 		e.errorf(k.head, "File without one content", "", "%s needs exactly one of content, content_base64 and source; it has %d.", capital(k.title()), ways)
-		k.bad = true
+		k.bad[""] = true
 	}
 	var err error
 	switch {
@@ -406,33 +404,33 @@ func (e *evaluator) health(n *node) *spec.Health {
 		if k.has("command") && len(out.Exec.Command) == 0 {
 			k.fail("command", "Missing value", "", "A health check without a command.")
 		}
-		h.bad = h.bad || k.bad
+		maps.Copy(h.bad, k.bad)
 	}
 	if ways != 1 {
 		e.errorf(h.head, "Health without one check", "", "A health block has exactly one of http, tcp and exec; this has %d.", ways)
-		h.bad = true
+		h.bad[""] = true
 	}
 	if out.Interval < 10*time.Millisecond || out.Timeout < time.Millisecond || out.Failures < 1 {
 		h.fail("", "Invalid health check", "", "The interval is at least 10ms, the timeout 1ms, and failures 1.")
 	}
-	n.bad = n.bad || h.bad
+	maps.Copy(n.bad, h.bad)
 	return out
 }
 
 func (e *evaluator) resources(n *node) spec.Resources {
 	if n == nil {
-		return spec.Resources{}
+		return spec.Resources{} // the defaults, filled in by the release
 	}
 	out := spec.Resources{MemoryBytes: n.size("memory", 0), PIDs: int64(n.int("pids", 0))}
 	if v, ok := n.vals["cpu"]; ok {
 		f, _ := v.AsBigFloat().Float64()
 		millis, err := spec.ParseCPU(f)
 		if err != nil {
-			n.fail("cpu", "Invalid value", "", "%s: %v.", "Cpu", err)
+			n.fail("cpu", "Invalid value", "", "%s.", capital(err.Error()))
 		}
 		out.CPUMillis = millis
 	}
-	if n.has("memory") && !n.bad && out.MemoryBytes < spec.MinMemoryBytes {
+	if n.has("memory") && !n.bad["memory"] && out.MemoryBytes < spec.MinMemoryBytes {
 		n.fail("memory", "Invalid value", "", "Memory: a process can't start in less than %s.", spec.FormatSize(spec.MinMemoryBytes))
 	}
 	if n.has("pids") && (out.PIDs < 1 || out.PIDs > 1<<22) {
@@ -446,11 +444,13 @@ func (e *evaluator) route(c copyOf) spec.Route {
 	out := spec.Route{Name: spec.RouteName(c.name), Host: n.text("host"), Path: n.text("path"), TLS: n.text("tls"), TCP: n.text("tcp")}
 	if v, ok := n.vals["to"]; ok {
 		out.To, _ = n.portRef("to", v)
+	} else {
+		n.bad["to"] = true
 	}
 	switch {
 	case n.set("host") == n.set("tcp"):
 		e.errorf(n.head, "Route without one entry", "", "%s needs either host, for HTTP, or tcp, an address to listen on.", capital(n.title()))
-		n.bad = true
+		n.bad[""], n.bad["host"], n.bad["tcp"] = true, true, true
 	case n.set("host") && !n.set("path"):
 		out.Path = "/"
 	case n.set("tcp") && n.set("path"):

@@ -156,15 +156,23 @@ func blanks(line []byte) string {
 	}, string(line))
 }
 
-// similar returns the name nearest to given, or "" when none is near.
+// similar returns the name nearest to given, or "" when none is near. Swapped letters count once.
 func similar(given string, names []string) string {
-	best, bestDist := "", 1+max(len(given), 4)/3
+	best, bestDist := "", min(1+len(given)/4, len(given)-1)+1
 	for _, n := range slices.Sorted(slices.Values(names)) {
-		if d := levenshtein.Distance(given, n, nil); d < bestDist || (best == "" && d == bestDist) {
+		d := levenshtein.Distance(given, n, nil)
+		if d > 1 && anagram(given, n) {
+			d = 1
+		}
+		if d < bestDist {
 			best, bestDist = n, d
 		}
 	}
 	return best
+}
+
+func anagram(a, b string) bool {
+	return len(a) == len(b) && slices.Equal(slices.Sorted(slices.Values([]byte(a))), slices.Sorted(slices.Values([]byte(b))))
 }
 
 // didYouMean suggests the nearest of names, or lists them when they are few.

@@ -30,10 +30,11 @@ type evaluator struct {
 	cyclic     map[string]bool // locals that depend on themselves
 	early      scope           // var, local, env
 	full       scope           // and image, component
-	bad        map[spec.Range]bool
+	bad        map[spec.Range]failed
 	items      map[spec.Range]*item
 	copies     map[string][]copyOf // by kind of block
-	replicas   map[string]int      // by the environment, per component
+	numbers    map[spec.PortRef]cty.Value
+	replicas   map[string]int // by the environment, per component
 }
 
 // Evaluate evaluates the app for an environment. It is pure: the same files give the same App on any machine.
@@ -49,8 +50,8 @@ func (m *Module) Evaluate(env spec.EnvName, vars map[string]string) (spec.App, D
 func (m *Module) evaluate(env spec.EnvName, vars map[string]string) (spec.App, Diagnostics) {
 	e := &evaluator{
 		sink: sink{sources: m.sources}, m: m, funcs: m.functions(), late: map[string]bool{}, cyclic: map[string]bool{},
-		bad: map[spec.Range]bool{}, items: map[spec.Range]*item{},
-		copies: map[string][]copyOf{}, replicas: map[string]int{},
+		bad: map[spec.Range]failed{}, items: map[spec.Range]*item{},
+		copies: map[string][]copyOf{}, numbers: map[spec.PortRef]cty.Value{}, replicas: map[string]int{},
 	}
 	e.localExprs = e.collectLocals()
 	for _, it := range m.root.kids["environment"] {
@@ -79,20 +80,20 @@ func (m *Module) labels(kind string) []string {
 // values evaluates variables and locals, and lays out images and components, so that all can be referred to.
 func (e *evaluator) values(vars map[string]string) {
 	base := map[string]cty.Value{"env": cty.ObjectVal(map[string]cty.Value{"name": cty.StringVal(e.env.label())})}
-	set := e.environmentVariables(newScope("variables", e.funcs, base))
+	set := e.environmentVariables(newScope("the variables of an environment", e.funcs, base))
 	base = maps.Clone(base)
 	base["var"] = e.variables(set, vars)
 	e.sortLocals()
-	early := e.locals(newScope("this", e.funcs, base), nil, false)
+	early := e.locals(newScope("a local value", e.funcs, base), nil, false)
 	base["local"] = object(early)
-	e.early = newScope("for_each or a port's number", e.funcs, base)
+	e.early = newScope("for_each and the numbers of ports", e.funcs, base)
 	for _, kind := range []string{"image", "component", "route"} {
 		e.layout(kind)
 	}
 	all := maps.Clone(base)
 	all["image"] = e.imageRefs()
 	all["component"] = e.componentRefs()
-	all["local"] = object(e.locals(newScope("this", e.funcs, all), early, true))
+	all["local"] = object(e.locals(newScope("a local value", e.funcs, all), early, true))
 	e.full = newScope("this", e.funcs, all)
 }
 
@@ -117,7 +118,7 @@ func (e *evaluator) app() spec.App {
 // check adds what package spec finds, but not about what has already failed.
 func (e *evaluator) check(app spec.App) {
 	for _, p := range app.Check() {
-		if e.bad[p.Range] {
+		if bad := e.bad[p.Range]; bad[p.Field] || (p.Field == "" && len(bad) > 0) {
 			continue
 		}
 		d := Diagnostic{Severity: Error, Summary: p.Summary, Detail: p.Detail, Suggestion: p.Suggestion, Range: p.Range}
@@ -150,7 +151,10 @@ func (it *item) find(name string) *hclsyntax.Attribute {
 func (e *evaluator) done(n *node) spec.Range {
 	r := n.rng()
 	e.items[r] = n.item
-	e.bad[r] = e.bad[r] || n.bad
+	if e.bad[r] == nil {
+		e.bad[r] = failed{}
+	}
+	maps.Copy(e.bad[r], n.bad)
 	return r
 }
 
@@ -286,6 +290,7 @@ func (e *evaluator) portRef(c copyOf, p *item) cty.Value {
 	if a := p.attrs["number"]; a != nil {
 		if v, ok := e.value(a.Expr, c.in(e.early), cty.Number); ok && !v.IsNull() {
 			number = v
+			e.numbers[spec.PortRef{Component: spec.ComponentName(c.name), Port: spec.PortName(p.label())}] = v
 			address = cty.StringVal(fmt.Sprintf("%s:%s", c.name, v.AsBigFloat().Text('f', -1)))
 		}
 	}

@@ -108,7 +108,7 @@ func (e *evaluator) lockedImage(n *node) image.LockedImage {
 		}
 		out.Packages = append(out.Packages, p)
 	}
-	if n.bad {
+	if len(n.bad) > 0 {
 		return out
 	}
 	if err := out.Validate(); err != nil {

@@ -206,7 +206,7 @@ func (s *sink) name(r hcl.Range, what, name string, variable bool) {
 		if n := spec.SuggestName(name); n != "" && n != name {
 			suggestion = fmt.Sprintf("Did you mean %q?", n)
 		}
-		s.errorf(r, "Invalid name", suggestion, "The name of a %s: %v.", what, err)
+		s.errorf(r, "Invalid name", suggestion, "The name of the %s: %v.", what, err)
 	}
 }
 

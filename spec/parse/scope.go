@@ -46,6 +46,7 @@ func (s scope) with(root string, v cty.Value) scope {
 // when that is elsewhere: whatever could not be evaluated is unknown, and so is all that depends on it.
 func (e *evaluator) value(expr hcl.Expression, sc scope, want cty.Type) (cty.Value, bool) {
 	if !e.references(expr, sc) {
+		e.pieces(expr, sc)
 		return cty.DynamicVal, false
 	}
 	v, diags := expr.Value(sc.ctx)
@@ -60,6 +61,21 @@ func (e *evaluator) value(expr hcl.Expression, sc scope, want cty.Type) (cty.Val
 		return cty.DynamicVal, false
 	}
 	return out, true
+}
+
+// pieces evaluates the elements of an object or list of which one refers to nothing, so that what is wrong with
+// the others is reported in the same run.
+func (e *evaluator) pieces(expr hcl.Expression, sc scope) {
+	switch x := expr.(type) {
+	case *hclsyntax.ObjectConsExpr:
+		for _, item := range x.Items {
+			e.value(item.ValueExpr, sc, cty.DynamicPseudoType)
+		}
+	case *hclsyntax.TupleConsExpr:
+		for _, el := range x.Exprs {
+			e.value(el, sc, cty.DynamicPseudoType)
+		}
+	}
 }
 
 func kindOf(v cty.Value) string {
@@ -107,7 +123,7 @@ func (e *evaluator) unknownRoot(t hcl.Traversal, sc scope) {
 	case root == "each":
 		e.errorf(t.SourceRange(), "Reference not allowed here", "Add for_each to the block.", "each is only there inside a block with for_each.")
 	case slices.Contains(roots, root):
-		e.errorf(t.SourceRange(), "Reference not allowed here", "", "%s can't refer to %s: it is evaluated earlier.", capital(sc.place), root)
+		e.errorf(t.SourceRange(), "Reference not allowed here", "", "%s can't be referred to in %s: that is evaluated earlier.", root, sc.place)
 	default:
 		e.errorf(t.SourceRange(), "Unknown reference", e.suggestRoot(root), "There is nothing named %q.", root)
 	}
@@ -159,7 +175,7 @@ func stepName(step hcl.Traverser) (string, bool) {
 	return "", false
 }
 
-var rootNames = map[string]string{"var": "variable", "local": "local value", "each": "each", "env": "env", "image": "image", "component": "component"}
+var rootNames = map[string]string{"var": "variable", "local": "local value", "image": "image", "component": "component"}
 
 func (e *evaluator) unknownStep(t hcl.Traversal, i int, name string, v cty.Value) {
 	var names []string
@@ -170,7 +186,7 @@ func (e *evaluator) unknownStep(t hcl.Traversal, i int, name string, v cty.Value
 	switch root := t.RootName(); {
 	case root == "local" && e.late[name]:
 		e.errorf(r, "Reference not allowed here", "", "local.%s depends on components or images, which are evaluated later.", name)
-	case i == 1:
+	case i == 1 && rootNames[root] != "":
 		e.errorf(r, "Unknown "+rootNames[root], didYouMean(name, names), "There is no %s %q.", rootNames[root], name)
 	case root == "component" && slices.Equal(names, []string{"port"}):
 		e.errorf(r, "Unknown reference", "", "A component has nothing but port to refer to.")
@@ -199,11 +215,14 @@ type node struct {
 	e    *evaluator
 	sc   scope
 	vals map[string]cty.Value
-	bad  bool // something in it failed and is reported
+	bad  failed
 }
 
+// failed are the names of the attributes that failed, which is reported; "" is the block itself.
+type failed map[string]bool
+
 func (e *evaluator) node(it *item, sc scope) *node {
-	n := &node{item: it, e: e, sc: sc, vals: map[string]cty.Value{}}
+	n := &node{item: it, e: e, sc: sc, vals: map[string]cty.Value{}, bad: failed{}}
 	for _, a := range it.schema.attrs {
 		src, ok := it.attrs[a.name]
 		if !ok || a.raw {
@@ -218,7 +237,7 @@ func (n *node) eval(a attr, src *hclsyntax.Attribute) {
 	v, ok := n.e.value(src.Expr, n.sc, a.typ)
 	switch {
 	case !ok:
-		n.bad = true
+		n.bad[a.name] = true
 	case !v.IsNull():
 		n.vals[a.name] = v
 	case a.required:
@@ -231,7 +250,7 @@ func (n *node) inner(kind string) []*node {
 	var out []*node
 	for _, it := range n.kids[kind] {
 		k := n.e.node(it, n.sc)
-		n.bad = n.bad || k.bad
+		maps.Copy(n.bad, k.bad)
 		out = append(out, k)
 	}
 	return out
@@ -250,7 +269,7 @@ func (n *node) fail(name, summary, suggestion, format string, args ...any) {
 	if a := n.attrs[name]; a != nil {
 		r = a.Expr.Range()
 	}
-	n.bad = true
+	n.bad[name] = true
 	n.e.errorf(r, summary, suggestion, format, args...)
 }
 
