@@ -74,6 +74,8 @@ type Service struct {
 	live    *state.Live
 	records *records
 
+	evaluations evaluations
+
 	// The next two belong to the ledger's writer: the newest state that anything was decided on, durable or not, and
 	// the entries that lead to it from the durable one.
 	pending state.State

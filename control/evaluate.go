@@ -10,6 +10,7 @@ import (
 	"github.com/invarhq/invar/digest"
 	"github.com/invarhq/invar/fault"
 	"github.com/invarhq/invar/release"
+	"github.com/invarhq/invar/spec"
 )
 
 // evaluated is a release as this server evaluated it.
@@ -21,8 +22,58 @@ type evaluated struct {
 	bundleSize int64
 }
 
+// maxEvaluations bounds the memory of evaluations. An apply follows its plan, so the newest few are what is asked for.
+const maxEvaluations = 16
+
+// evaluations remembers what bundles evaluated to: evaluation is pure, so the same arguments need not be evaluated twice.
+type evaluations struct {
+	mu    sync.Mutex
+	known map[evaluation]evaluated
+}
+
+type evaluation struct {
+	bundle digest.Digest
+	env    spec.EnvName
+}
+
+func (e *evaluations) get(key evaluation) (evaluated, bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	got, ok := e.known[key]
+	return got, ok
+}
+
+func (e *evaluations) add(key evaluation, got evaluated) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if len(e.known) >= maxEvaluations {
+		clear(e.known)
+	}
+	e.known[key] = got
+}
+
 // evaluate evaluates the proposal's bundle and compares the result with what the client has.
 func (s *Service) evaluate(ctx context.Context, p Proposal) (evaluated, error) {
+	if err := spec.CheckName(string(p.Env)); err != nil {
+		return evaluated{}, err
+	}
+	key := evaluation{p.Bundle, p.Env}
+	got, ok := s.evaluations.get(key)
+	if !ok {
+		var err error
+		if got, err = s.evaluateBundle(ctx, p); err != nil {
+			return evaluated{}, err
+		}
+		s.evaluations.add(key, got)
+	}
+	if p.Release != "" && p.Release != got.digest {
+		return evaluated{}, fault.WithHint(fault.Errorf(fault.Invalid, "the bundle evaluates to release %s here, the client has %s", got.digest, p.Release),
+			"use the same version of invar on both sides, and build again")
+	}
+	return got, s.presentImages(got.record)
+}
+
+func (s *Service) evaluateBundle(ctx context.Context, p Proposal) (evaluated, error) {
 	raw, err := s.read(p.Bundle, release.MaxBundleBytes)
 	if err != nil {
 		return evaluated{}, fmt.Errorf("reading bundle %s: %w", p.Bundle, err)
@@ -39,12 +90,7 @@ func (s *Service) evaluate(ctx context.Context, p Proposal) (evaluated, error) {
 	if err != nil {
 		return evaluated{}, fmt.Errorf("evaluating bundle %s: %w", p.Bundle, err)
 	}
-	got := evaluated{digest.Of(encoded), record, encoded, bundle, int64(len(raw))}
-	if p.Release != "" && p.Release != got.digest {
-		return evaluated{}, fault.WithHint(fault.Errorf(fault.Invalid, "the bundle evaluates to release %s here, the client has %s", got.digest, p.Release),
-			"use the same version of invar on both sides, and build again")
-	}
-	return got, s.presentImages(record)
+	return evaluated{digest.Of(encoded), record, encoded, bundle, int64(len(raw))}, nil
 }
 
 func (s *Service) evaluateSource(ctx context.Context, p Proposal, b release.Bundle) (release.Record, error) {

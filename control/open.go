@@ -31,7 +31,8 @@ func Open(ctx context.Context, c Config) (*Service, error) {
 	if err := c.checkInit(ctx); err != nil {
 		return nil, fmt.Errorf("opening the ledger %s: %w", c.Origin, err)
 	}
-	s := &Service{config: c, records: &records{blobs: c.Blobs, known: map[digest.Digest]release.Record{}}}
+	s := &Service{config: c, records: &records{blobs: c.Blobs, known: map[digest.Digest]release.Record{}},
+		evaluations: evaluations{known: map[evaluation]evaluated{}}}
 	log, err := ledger.Open(ctx, c.Store, ledger.Config{
 		Origin: c.Origin, Signer: c.Signer, Verifier: c.Verifier,
 		Committed: s.committed, Abandoned: s.abandoned,
