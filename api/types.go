@@ -102,13 +102,15 @@ type Component struct {
 
 // Version is one version of a component in an environment.
 type Version struct {
-	Digest  digest.Digest `json:"digest" doc:"Digest of the component: its identity."`
-	Image   digest.Digest `json:"image,omitempty" doc:"Digest of its OCI image."`
-	Head    bool          `json:"head" doc:"Whether the head asks for this version."`
-	Percent int           `json:"percent" doc:"Its share of the component's traffic." minimum:"0" maximum:"100"`
-	Wanted  int           `json:"wanted" doc:"Instances that the head asks for."`
-	Healthy int           `json:"healthy" doc:"Instances that pass their checks."`
-	Total   int           `json:"total" doc:"Instances that are not gone."`
+	Digest   digest.Digest `json:"digest" doc:"Digest of the component: its identity."`
+	Image    digest.Digest `json:"image,omitempty" doc:"Digest of its OCI image."`
+	Head     bool          `json:"head" doc:"Whether the head asks for this version."`
+	Percent  int           `json:"percent" doc:"Its share of the component's traffic." minimum:"0" maximum:"100"`
+	Wanted   int           `json:"wanted" doc:"Instances that the head asks for."`
+	Healthy  int           `json:"healthy" doc:"Instances that pass their checks."`
+	Total    int           `json:"total" doc:"Instances that are not gone."`
+	Failures int           `json:"failures,omitempty" doc:"Failures of its instances since the head moved. Each is answered by a replacement."`
+	Trouble  string        `json:"trouble,omitempty" doc:"Why the last of them failed."`
 }
 
 // Instance is one running copy of a component: what the ledger says and what the host sees of it.
@@ -381,10 +383,10 @@ type Verification struct {
 
 // BadSpot is the first place, in the order of the log, where a ledger is not what was signed.
 type BadSpot struct {
-	Object string `json:"object" enum:"entry,hash,checkpoint,state" doc:"What does not hold: an entry, a stored hash, a checkpoint, or what an entry means after those before it."`
-	First  uint64 `json:"first" doc:"The bad entry; or where it can't be told which, the first that it may be."`
-	Last   uint64 `json:"last" doc:"And the last."`
-	Cause  string `json:"cause" doc:"What does not hold, for people."`
+	Object string  `json:"object" enum:"entry,hash,checkpoint" doc:"What does not hold: an entry, a stored hash or a checkpoint."`
+	Index  *uint64 `json:"index,omitempty" doc:"The bad entry; or where it can't be told which, the first that it may be. Absent when it is no entry."`
+	Last   *uint64 `json:"last,omitempty" doc:"The last entry that it may be, where it can't be told which."`
+	Cause  string  `json:"cause" doc:"What does not hold, for people."`
 }
 
 // TokenRequest asks for a token.

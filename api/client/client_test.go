@@ -192,6 +192,7 @@ func TestEventsResume(t *testing.T) {
 
 func TestEventsEndWithTheirContext(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
 	c := serve(t, "1", func(w http.ResponseWriter, r *http.Request) {
 		io.WriteString(w, "event: heartbeat\ndata: {}\n\n")
 		http.NewResponseController(w).Flush()

@@ -1,0 +1,146 @@
+package handler
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"slices"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"github.com/invarhq/invar/api"
+	"github.com/invarhq/invar/control"
+	"github.com/invarhq/invar/digest"
+	"github.com/invarhq/invar/gateway"
+	"github.com/invarhq/invar/spec"
+	"github.com/invarhq/invar/state"
+)
+
+// envInput names an environment in the path.
+type envInput struct {
+	Env string `path:"env" maxLength:"63" pattern:"^[a-z]([a-z0-9-]*[a-z0-9])?$" example:"staging" doc:"Name of the environment."`
+}
+
+// envBody is an envInput with a JSON body.
+type envBody[T any] struct {
+	envInput
+	Body T
+}
+
+// envOp describes an operation on environments.
+func (h *Handler) envOp(id, method, path, summary, description string, statuses ...int) huma.Operation {
+	return huma.Operation{
+		OperationID: id, Method: method, Path: path, Tags: []string{tagEnvironments},
+		Summary: summary, Description: description, Errors: statuses,
+	}
+}
+
+func (h *Handler) registerEnvironments() {
+	const read, missing = http.MethodGet, http.StatusNotFound
+	register(h, h.envOp("list-environments", read, api.PathEnvironments, "List environments", "All that ever had a head, also those that are destroyed."),
+		func(ctx context.Context, _ *struct{}) (*body[api.Environments], error) {
+			return answerWith(h.environments())
+		})
+	register(h, h.envOp("get-environment", read, api.PathEnvironment, "Show an environment",
+		"Its head, how the rollout goes, the versions of each component with their share of the traffic, every instance, and where the routes can be reached.", missing),
+		func(ctx context.Context, in *envInput) (*body[api.Environment], error) {
+			return answerWith(h.environment(ctx, spec.EnvName(in.Env)))
+		})
+	register(h, h.envOp("get-history", read, api.PathHistory, "List the heads that an environment had", "Newest first.", missing),
+		func(ctx context.Context, in *envInput) (*body[api.History], error) {
+			return answerWith(h.history(spec.EnvName(in.Env)))
+		})
+	h.registerMoves()
+	h.registerLogs()
+}
+
+// registerMoves adds the operations that move a head, and the one that says what a move would do.
+func (h *Handler) registerMoves() {
+	const write, missing, stale = http.MethodPost, http.StatusNotFound, http.StatusConflict
+	register(h, h.envOp("plan", write, api.PathPlan, "Plan an apply",
+		"Says what applying a release would do, and changes nothing. The bundle, its sources and its images are in the registry already. The server evaluates the bundle again, and refuses a release with another digest.", missing, stale),
+		func(ctx context.Context, in *envBody[api.PlanRequest]) (*body[api.Plan], error) {
+			planned, err := h.config.Control.Plan(ctx, in.proposal(in.Body.Bundle, in.Body.Release))
+			return answerWith(planOf(planned), err)
+		})
+	register(h, h.envOp("apply", write, api.PathApply, "Apply a plan",
+		"Moves the head to the release, by a plan that was looked at. It returns when that is in the ledger; the rollout follows, and events show it. Refused with 409 when the environment has moved on since the plan.", missing, stale),
+		func(ctx context.Context, in *envBody[api.ApplyRequest]) (*body[api.Accepted], error) {
+			moved, err := h.config.Control.Apply(ctx, actorFrom(ctx), control.Move{
+				Proposal: in.proposal(in.Body.Bundle, in.Body.Release), Base: in.Body.BaseGeneration, Plan: in.Body.PlanDigest, Reason: in.Body.Reason,
+			})
+			return answerWith(acceptedOf(moved), err)
+		})
+	register(h, h.envOp("rollback", write, api.PathRollback, "Go back to an earlier release",
+		"Moves the head to the release of an earlier generation, as a new generation. While the old instances are warm, only the traffic switches.", missing, stale),
+		func(ctx context.Context, in *envBody[api.RollbackRequest]) (*body[api.Accepted], error) {
+			moved, err := h.config.Control.Rollback(ctx, actorFrom(ctx), spec.EnvName(in.Env), in.Body.To, in.Body.Reason)
+			return answerWith(acceptedOf(moved), err)
+		})
+	register(h, h.envOp("destroy", write, api.PathDestroy, "Retire all that an environment runs",
+		"Its history stays. Its volumes stay too, unless they are asked to be deleted.", missing, stale),
+		func(ctx context.Context, in *envBody[api.DestroyRequest]) (*body[api.Accepted], error) {
+			moved, err := h.config.Control.Destroy(ctx, actorFrom(ctx), spec.EnvName(in.Env), in.Body.Volumes, in.Body.Reason)
+			return answerWith(acceptedOf(moved), err)
+		})
+}
+
+func (in *envBody[T]) proposal(bundle, rel digest.Digest) control.Proposal {
+	return control.Proposal{Env: spec.EnvName(in.Env), Bundle: bundle, Release: rel}
+}
+
+func (h *Handler) environments() (api.Environments, error) {
+	st := h.config.Control.State()
+	out := api.Environments{Environments: []api.EnvironmentSummary{}}
+	for e := range st.Environments() {
+		head, err := st.Generation(e.Name, e.Head.Number)
+		if err != nil {
+			return out, fmt.Errorf("reading the head of %s: %w", e.Name, err)
+		}
+		out.Environments = append(out.Environments, summaryOf(e, head))
+	}
+	return out, nil
+}
+
+func (h *Handler) environment(ctx context.Context, name spec.EnvName) (api.Environment, error) {
+	v, err := h.view(ctx, h.config.Control.State(), name)
+	if err != nil {
+		return api.Environment{}, err
+	}
+	return v.environment(), nil
+}
+
+// view gathers what is known of an environment.
+func (h *Handler) view(ctx context.Context, st state.State, name spec.EnvName) (view, error) {
+	e, err := st.Environment(name)
+	if err != nil {
+		return view{}, err
+	}
+	head, err := st.Generation(name, e.Head.Number)
+	if err != nil {
+		return view{}, fmt.Errorf("reading the head of %s: %w", name, err)
+	}
+	list, err := h.config.Host.List(ctx)
+	if err != nil {
+		return view{}, fmt.Errorf("observing instances: %w", err)
+	}
+	entrance, err := h.config.Gateway(ctx)
+	if err != nil {
+		entrance = gateway.Status{} // its addresses are missing from the URLs; the rest still holds
+	}
+	return view{env: e, head: head, seen: observe(list), gateway: entrance, size: st.Size(), now: time.Now()}, nil
+}
+
+func (h *Handler) history(name spec.EnvName) (api.History, error) {
+	st := h.config.Control.State()
+	if _, err := st.Environment(name); err != nil {
+		return api.History{}, err
+	}
+	out := api.History{Generations: []api.Generation{}}
+	for g := range st.History(name) {
+		out.Generations = append(out.Generations, generationOf(g))
+	}
+	slices.Reverse(out.Generations)
+	return out, nil
+}

@@ -1,0 +1,197 @@
+package handler
+
+import (
+	"context"
+	"encoding/json"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/invarhq/invar/api"
+	"github.com/invarhq/invar/fault"
+	"github.com/invarhq/invar/state"
+)
+
+// public paths need no token: they tell nothing of what runs.
+func public(path string) bool {
+	return path == api.PathHealth || path == api.PathOpenAPI || path == api.PathDocs
+}
+
+// tokens tells whose a token is. It fails with fault.Denied when it is nobody's (any more).
+type tokens interface {
+	VerifyToken(secret string) (state.Actor, error)
+}
+
+// guard is what every request passes first: is it for us, who asks, in which version?
+type guard struct {
+	version string
+	names   []string // by which we are reached over TCP, beside addresses and localhost
+	tokens  tokens
+	next    http.Handler
+	cross   *http.CrossOriginProtection
+}
+
+func (g *guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	h := w.Header()
+	h.Set(api.HeaderVersion, g.version)
+	h.Set(api.HeaderLevel, strconv.Itoa(api.Level))
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("Cache-Control", "no-store")
+
+	peer, local := peerFrom(r.Context())
+	if !local {
+		if p := g.checkOrigin(r); p != nil {
+			writeProblem(w, p)
+			return
+		}
+	}
+	if !public(r.URL.Path) {
+		actor, p := g.authenticate(r, peer, local)
+		if p != nil {
+			if p.Status == http.StatusUnauthorized {
+				h.Set("WWW-Authenticate", challenge(r.URL.Path))
+			}
+			writeProblem(w, p)
+			return
+		}
+		r = r.WithContext(context.WithValue(r.Context(), actorKey{}, actor))
+	}
+	if err := g.checkLevel(r); err != nil {
+		writeProblem(w, new(api.ProblemOf(err)))
+		return
+	}
+	g.next.ServeHTTP(w, r)
+}
+
+// checkOrigin refuses what a web page elsewhere makes a browser send: under a host name of its own that it
+// lets resolve to us (DNS rebinding), or across origins.
+func (g *guard) checkOrigin(r *http.Request) *api.Problem {
+	if !g.ours(r.Host) {
+		return new(api.ProblemOf(fault.WithHint(
+			fault.Errorf(fault.Denied, "this server does not answer to the name %q", r.Host),
+			"use its address, or start the server with that name in --host")))
+	}
+	if err := g.cross.Check(r); err != nil {
+		return new(api.ProblemOf(fault.As(fault.Denied, err)))
+	}
+	return nil
+}
+
+// ours reports whether the Host header is one by which we are meant to be reached. An address can't be
+// made to resolve elsewhere, so every address is.
+func (g *guard) ours(hostport string) bool {
+	host := hostport
+	if h, _, err := net.SplitHostPort(hostport); err == nil {
+		host = h
+	}
+	if _, err := netip.ParseAddr(strings.Trim(host, "[]")); err == nil {
+		return true
+	}
+	host = strings.ToLower(strings.TrimSuffix(host, "."))
+	return host == "localhost" || slices.Contains(g.names, host)
+}
+
+// authenticate returns who asks.
+func (g *guard) authenticate(r *http.Request, peer Peer, local bool) (state.Actor, *api.Problem) {
+	if local {
+		if peer.UID != 0 && int(peer.UID) != os.Getuid() {
+			return state.Actor{}, new(api.ProblemOf(fault.WithHint(
+				fault.Errorf(fault.Denied, "%s may not use the server's socket", peer.actor()),
+				"run as root or as the user that the server runs as, or use a token over TCP")))
+		}
+		return peer.actor(), nil
+	}
+	secret, ok := secretOf(r)
+	if !ok {
+		return state.Actor{}, unauthorized("the request carries no token")
+	}
+	actor, err := g.tokens.VerifyToken(secret)
+	switch {
+	case fault.KindOf(err) == fault.Denied:
+		return state.Actor{}, unauthorized("the token is not valid")
+	case err != nil:
+		return state.Actor{}, new(api.ProblemOf(err))
+	}
+	return actor, nil
+}
+
+func unauthorized(detail string) *api.Problem {
+	return new(api.ProblemOfStatus(http.StatusUnauthorized, "Unauthorized", detail,
+		"set INVAR_TOKEN to a token; on the server's machine, POST /v1/tokens on its unix socket makes one"))
+}
+
+// secretOf finds the token: a bearer token (RFC 6750), or the password of basic authentication, which is
+// what registry clients know.
+func secretOf(r *http.Request) (string, bool) {
+	scheme, value, _ := strings.Cut(r.Header.Get("Authorization"), " ")
+	if strings.EqualFold(scheme, "Bearer") && value != "" {
+		return value, true
+	}
+	_, password, ok := r.BasicAuth()
+	return password, ok && password != ""
+}
+
+// challenge says how to authenticate. A registry client takes "Bearer" for a token service that we don't have.
+func challenge(path string) string {
+	if strings.HasPrefix(path, api.PathRegistry) {
+		return `Basic realm="invar", charset="UTF-8"`
+	}
+	return `Bearer realm="invar"`
+}
+
+// checkLevel refuses a client of the API that is too old or too new, before anything is decoded. Who doesn't
+// tell a level, such as curl, is taken to speak ours.
+func (g *guard) checkLevel(r *http.Request) error {
+	header := r.Header.Get(api.HeaderLevel)
+	if header == "" || !strings.HasPrefix(r.URL.Path, "/v1/") {
+		return nil
+	}
+	level, err := api.ParseLevel(header)
+	if err != nil {
+		return err
+	}
+	client := r.Header.Get(api.HeaderVersion)
+	if client == "" {
+		client = "of an unknown version"
+	}
+	return api.Levels{Min: api.MinLevel, Max: api.Level}.Check(level, client, g.version)
+}
+
+// writeProblem answers with a problem document.
+func writeProblem(w http.ResponseWriter, p *api.Problem) {
+	w.Header().Set("Content-Type", api.TypeProblem)
+	w.WriteHeader(p.Status)
+	_ = json.NewEncoder(w).Encode(p) // the client has gone when this fails
+}
+
+// unmatched answers requests that no pattern of the mux takes, as a problem: 404 or 405.
+func unmatched(mux *http.ServeMux) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		h, pattern := mux.Handler(r)
+		if pattern != "" {
+			mux.ServeHTTP(w, r)
+			return
+		}
+		probe := &statusProbe{header: make(http.Header)}
+		h.ServeHTTP(probe, r)
+		if allow := probe.header.Get("Allow"); allow != "" {
+			w.Header().Set("Allow", allow)
+			writeProblem(w, new(api.ProblemOfStatus(http.StatusMethodNotAllowed, "Method not allowed",
+				r.Method+" is not an operation of "+r.URL.Path, "allowed are "+allow)))
+			return
+		}
+		writeProblem(w, new(api.ProblemOf(fault.WithHint(
+			fault.Errorf(fault.NotFound, "there is nothing at %s", r.URL.Path), "the operations are listed at "+api.PathDocs))))
+	})
+}
+
+// statusProbe takes an answer and keeps its header alone.
+type statusProbe struct{ header http.Header }
+
+func (p *statusProbe) Header() http.Header         { return p.header }
+func (p *statusProbe) WriteHeader(int)             {}
+func (p *statusProbe) Write(b []byte) (int, error) { return len(b), nil }
