@@ -30,8 +30,8 @@ type book struct {
 	entries []string // what was recorded, for people
 	keep    bool     // entries
 	refuse  func() (before, after error)
-	after   func(spec.EnvName, []deploy.Step) // called with mu held
-	illegal error                             // the first step that Apply refused
+	after   func(_ spec.EnvName, before deploy.Environment, _ []deploy.Step) // called with mu held
+	illegal error                                                            // the first step that Apply refused
 	count   int
 }
 
@@ -95,7 +95,7 @@ func (b *book) Record(ctx context.Context, name spec.EnvName, seen uint64, steps
 		b.note("%s %s", name, line(s))
 	}
 	if b.after != nil {
-		b.after(name, steps)
+		b.after(name, e, steps)
 	}
 	return after
 }
@@ -104,6 +104,13 @@ func (b *book) note(format string, args ...any) {
 	if b.keep {
 		b.entries = append(b.entries, time.Now().Format("15:04:05.000 ")+fmt.Sprintf(format, args...))
 	}
+}
+
+// mark notes something that is no entry.
+func (b *book) mark(format string, args ...any) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.note("  "+format, args...)
 }
 
 // line prints a step for people.
