@@ -3,11 +3,13 @@ package sqlite
 import (
 	"context"
 	"database/sql"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"iter"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"golang.org/x/mod/sumdb/tlog"
 
@@ -21,6 +23,7 @@ type Reader struct {
 	load        *sql.Stmt
 	entries     *sql.Stmt
 	hashes      *sql.Stmt
+	oneByOne    *sql.Stmt
 	checkpoints *sql.Stmt
 	snapshot    *sql.Stmt
 }
@@ -69,6 +72,8 @@ func newReader(ctx context.Context, dsn string) (_ *Reader, err error) {
 		{&r.entries, "SELECT idx, data FROM entries WHERE idx >= ? AND idx < ? ORDER BY idx"},
 		{&r.hashes, `SELECT first, data FROM hashes
 			WHERE first >= coalesce((SELECT max(first) FROM hashes WHERE first <= ?1), 0) AND first <= ?2 ORDER BY first`},
+		{&r.oneByOne, `SELECT (SELECT substr(data, 1 + (value - first) * 32, 32) FROM hashes WHERE first <= value ORDER BY first DESC LIMIT 1)
+			FROM json_each(?) ORDER BY key`},
 		{&r.checkpoints, "SELECT size, note FROM checkpoints WHERE size >= ? AND size <= ? ORDER BY size"},
 		{&r.snapshot, "SELECT size, state FROM snapshot WHERE one = 1"},
 	} {
@@ -154,52 +159,70 @@ func (r *Reader) scan(ctx context.Context, stmt *sql.Stmt, from, to int64, row f
 	return true, classify(rows.Err())
 }
 
-// nearby is how far apart two hashes are at most that one query reads.
-const nearby = 64
-
-// Hashes returns stored hashes; see store.Store.
+// Hashes returns stored hashes; see store.Store. Neighbours are read as a range, others one by one, in one query.
 func (r *Reader) Hashes(ctx context.Context, indexes []int64) ([]tlog.Hash, error) {
+	read := r.scattered
+	if dense(indexes) {
+		read = r.neighbours
+	}
 	out := make([]tlog.Hash, 0, len(indexes))
-	for len(indexes) > 0 {
-		n := 1
-		for n < len(indexes) && indexes[n] > indexes[n-1] && indexes[n]-indexes[n-1] <= nearby {
-			n++
-		}
-		var err error
-		if out, err = r.appendHashes(ctx, out, indexes[:n]); err != nil {
-			return nil, err
-		}
-		indexes = indexes[n:]
+	err := read(ctx, indexes, func(h []byte) { out = append(out, tlog.Hash(h)) })
+	if err != nil {
+		return nil, fmt.Errorf("reading stored hashes: %w", err)
+	}
+	if len(out) < len(indexes) {
+		return nil, r.lacksHash(ctx, indexes[len(out)])
 	}
 	return out, nil
 }
 
-// appendHashes reads hashes of increasing indexes with one query.
-func (r *Reader) appendHashes(ctx context.Context, out []tlog.Hash, indexes []int64) ([]tlog.Hash, error) {
+// dense says whether the indexes increase and are most of those in their range.
+func dense(indexes []int64) bool {
+	n := len(indexes)
+	return n > 1 && indexes[n-1]-indexes[0] < 2*int64(n) && slices.IsSorted(indexes)
+}
+
+// neighbours gives the hashes, up to the first that is not stored, to yield.
+func (r *Reader) neighbours(ctx context.Context, indexes []int64, yield func([]byte)) error {
 	_, err := r.scan(ctx, r.hashes, indexes[0], indexes[len(indexes)-1], func(first int64, data []byte) (bool, error) {
 		if len(data)%tlog.HashSize != 0 {
 			return false, fault.Errorf(fault.Corrupt, "stored hashes from %d: %d bytes are not whole hashes", first, len(data))
 		}
 		for len(indexes) > 0 {
 			at := (indexes[0] - first) * tlog.HashSize
-			if at < 0 {
-				return false, fault.Errorf(fault.Corrupt, "stored hash %d is missing", indexes[0])
+			if at < 0 || at >= int64(len(data)) {
+				return at > 0, nil
 			}
-			if at+tlog.HashSize > int64(len(data)) {
-				return true, nil
-			}
-			out = append(out, tlog.Hash(data[at:]))
+			yield(data[at : at+tlog.HashSize])
 			indexes = indexes[1:]
 		}
 		return true, nil
 	})
+	return err
+}
+
+// scattered gives the hashes, up to the first that is not stored, to yield.
+func (r *Reader) scattered(ctx context.Context, indexes []int64, yield func([]byte)) error {
+	list, err := json.Marshal(indexes)
 	if err != nil {
-		return nil, fmt.Errorf("reading stored hashes: %w", err)
+		return err
 	}
-	if len(indexes) > 0 {
-		return nil, r.lacksHash(ctx, indexes[0])
+	rows, err := r.oneByOne.QueryContext(ctx, string(list))
+	if err != nil {
+		return classify(err)
 	}
-	return out, nil
+	defer rows.Close()
+	var h sql.RawBytes
+	for rows.Next() {
+		if err := rows.Scan(&h); err != nil {
+			return classify(err)
+		}
+		if len(h) != tlog.HashSize {
+			return nil
+		}
+		yield(h)
+	}
+	return classify(rows.Err())
 }
 
 // lacksHash explains why there is no stored hash i.

@@ -3,7 +3,7 @@
 // # Format 1
 //
 //	entries(idx, data)       one row an entry, numbered from 0 without a gap
-//	hashes(first, data)      one row a commit: the 32-byte hashes that it stored, the first of which
+//	hashes(first, data)      rows of up to 120 hashes of 32 bytes, of one commit, the first of which
 //	                         has the index first in the order of tlog.StoredHashIndex
 //	checkpoints(size, note)  one row a commit: its signed note
 //	snapshot(one, size, state)
@@ -31,6 +31,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 
 	"golang.org/x/mod/sumdb/tlog"
@@ -47,6 +48,7 @@ const Format = 1
 const (
 	fileName      = "ledger.db"
 	applicationID = 0x696e7661
+	hashesInRow   = 120 // what fits in one page: reading one hash reads no other page
 )
 
 // schema makes format 1.
@@ -234,10 +236,12 @@ func (s *Store) insert(ctx context.Context, size int64, b store.Batch) error {
 			return err
 		}
 	}
-	if len(b.Hashes) > 0 {
-		if _, err := s.hashes.ExecContext(ctx, tlog.StoredHashCount(size), joinHashes(b.Hashes)); err != nil {
+	first := tlog.StoredHashCount(size)
+	for run := range slices.Chunk(b.Hashes, hashesInRow) {
+		if _, err := s.hashes.ExecContext(ctx, first, joinHashes(run)); err != nil {
 			return err
 		}
+		first += int64(len(run))
 	}
 	_, err := s.checkpoint.ExecContext(ctx, size+int64(len(b.Entries)), b.Checkpoint)
 	return err
