@@ -220,8 +220,13 @@ func (s *sink) hcl(ds hcl.Diagnostics) {
 			out.Range = s.sources.rangeOf(*d.Subject)
 		}
 		out.Detail, out.Suggestion = splitSuggestion(d.Detail)
-		if why := s.impure(d); why != "" {
-			out.Summary, out.Detail, out.Suggestion = "Impure function", why, "Give the value as a variable of the environment."
+		if name, ok := unknownFunction(d); ok {
+			out.Detail, out.Suggestion = fmt.Sprintf("There is no function %q.", name), didYouMean(name, functionNames())
+			if on := impureNames[name]; on != "" {
+				out.Summary = "Impure function"
+				out.Detail = fmt.Sprintf("%s would depend on %s; the same files must give the same release on any machine.", name, on)
+				out.Suggestion = "Give the value as a variable of the environment."
+			}
 		}
 		s.put(out)
 	}

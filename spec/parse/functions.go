@@ -14,6 +14,7 @@ import (
 	"net/netip"
 	"net/url"
 	"path"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -74,27 +75,30 @@ var impureNames = map[string]string{
 	"run_cmd": "commands of the machine", "exec": "commands of the machine", "http": "the network",
 }
 
-// impure explains why a function that was called can't exist here.
-func (s *sink) impure(d *hcl.Diagnostic) string {
+// functionNames are all functions that there are, for suggestions.
+func functionNames() []string {
+	return append(slices.Sorted(maps.Keys(pure)), "file", "filebase64", "fileexists", "filesha256", "templatefile")
+}
+
+// unknownFunction names the function that was called and does not exist. The library's own suggestion is not
+// used: it is another one each time.
+func unknownFunction(d *hcl.Diagnostic) (string, bool) {
 	extra, ok := hcl.DiagnosticExtra[hclsyntax.FunctionCallUnknownDiagExtra](d)
 	if !ok {
-		return ""
+		return "", false
 	}
-	if on := impureNames[extra.CalledFunctionName()]; on != "" {
-		return fmt.Sprintf("%s would depend on %s; the same files must give the same release on any machine.", extra.CalledFunctionName(), on)
-	}
-	return ""
+	return extra.CalledFunctionName(), true
 }
 
 // functions are the pure ones, and those that read files of the app's directory.
 func (m *Module) functions() map[string]function.Function {
 	out := maps.Clone(pure)
-	out["file"] = ofText(m.readText)
-	out["filebase64"] = ofText(func(name string) (string, error) {
+	out["file"] = ofPath(m.readText)
+	out["filebase64"] = ofPath(func(name string) (string, error) {
 		b, err := m.openArgument(name)
 		return base64.StdEncoding.EncodeToString(b), err
 	})
-	out["filesha256"] = ofText(func(name string) (string, error) {
+	out["filesha256"] = ofPath(func(name string) (string, error) {
 		b, err := m.openArgument(name)
 		h := sha256.Sum256(b)
 		return hex.EncodeToString(h[:]), err
@@ -163,7 +167,7 @@ func (m *Module) render(name string, vars map[string]cty.Value, funcs map[string
 		return cty.NilVal, function.NewArgError(0, err)
 	}
 	s := &sink{sources: sources{name: []byte(src)}}
-	if len(src) > maxSourceBytes || deep([]byte(src)) {
+	if len(src) > maxSourceBytes || deepTemplate([]byte(src)) {
 		return cty.NilVal, function.NewArgErrorf(0, "%s is too large, or nested too deeply, for a template", name)
 	}
 	expr, diags := hclsyntax.ParseTemplate([]byte(src), name, hcl.InitialPos)
@@ -198,9 +202,12 @@ func (s *sink) templateVars(expr hcl.Expression, vars map[string]cty.Value) {
 	}
 }
 
-func ofText(f func(string) (string, error)) function.Function {
+func ofText(f func(string) (string, error)) function.Function { return textFunction("text", f) }
+func ofPath(f func(string) (string, error)) function.Function { return textFunction("path", f) }
+
+func textFunction(param string, f func(string) (string, error)) function.Function {
 	return function.New(&function.Spec{
-		Params: []function.Parameter{{Name: "text", Type: cty.String}},
+		Params: []function.Parameter{{Name: param, Type: cty.String}},
 		Type:   function.StaticReturnType(cty.String),
 		Impl: func(args []cty.Value, _ cty.Type) (cty.Value, error) {
 			out, err := f(args[0].AsString())

@@ -44,7 +44,7 @@ const (
 
 // Limits on what is read.
 const (
-	maxSourceBytes = 4 << 20  // one file of configuration, or the lock
+	maxSourceBytes = 2 << 20  // one file of configuration, or the lock
 	maxReadBytes   = 16 << 20 // one argument of file and its kin
 )
 
@@ -114,7 +114,7 @@ func (m *Module) parse(s *sink, name string) *hclsyntax.Body {
 	}
 	m.sources[name] = src
 	if deep(src) {
-		s.errorf(hcl.Range{Filename: name}, "Nested too deeply", "", "The file has more than %d brackets inside each other.", maxDepth)
+		s.errorf(hcl.Range{Filename: name}, "Nested too deeply", "", "The file has more than %d brackets or operators inside each other.", maxDepth)
 		return nil
 	}
 	file, diags := hclsyntax.ParseConfig(src, name, hcl.InitialPos)
@@ -124,26 +124,6 @@ func (m *Module) parse(s *sink, name string) *hclsyntax.Body {
 	}
 	body, _ := file.Body.(*hclsyntax.Body)
 	return body
-}
-
-// maxDepth bounds recursion in the parser, which has no bound of its own.
-const maxDepth = 200
-
-// deep reports whether src may nest deeper than maxDepth; brackets in text and comments count too.
-func deep(src []byte) bool {
-	depth := 0
-	for _, c := range src {
-		switch c {
-		case '{', '[', '(':
-			depth++
-		case '}', ']', ')':
-			depth = max(depth-1, 0)
-		}
-		if depth > maxDepth {
-			return true
-		}
-	}
-	return false
 }
 
 func readLimited(fsys fs.FS, name string, limit int64) ([]byte, error) {

@@ -352,7 +352,7 @@ func parsed[T any](n *node, name string, unset T, parse func(string) (T, error))
 	}
 	out, err := parse(v.AsString())
 	if err != nil {
-		n.fail(name, "Invalid value", hintOf(err), "%s: %v.", capital(name), err)
+		n.fail(name, "Invalid value", hintOf(err), "%q: %v.", name, err)
 		return unset
 	}
 	return out

@@ -1,0 +1,29 @@
+package parse
+
+// SchemaNames returns "section.name" for everything that a file may hold: attributes and inner blocks, by the
+// section of docs/configuration.md that describes them. Inner blocks are described as "component.file".
+func SchemaNames() []string {
+	var out []string
+	var walk func(section string, b *block)
+	walk = func(section string, b *block) {
+		for _, a := range b.attrs {
+			out = append(out, section+"."+a.name)
+		}
+		for _, k := range b.blocks {
+			out = append(out, section+"."+k.name)
+			walk(sectionOf(section, k.name), k)
+		}
+	}
+	walk("File", fileBlock)
+	return out
+}
+
+func sectionOf(section, name string) string {
+	if section == "File" {
+		return name
+	}
+	return section + " " + name
+}
+
+// FunctionNames returns the names of all functions.
+func FunctionNames() []string { return functionNames() }
