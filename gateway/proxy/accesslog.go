@@ -11,6 +11,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/invarhq/invar/instance"
 )
 
 // The logs are JSON lines in Dir/log: access.log has a line for every HTTP request, egress.log one for every request to a forward proxy.
@@ -69,7 +71,7 @@ func (a *accessLog) request(x *exchange, r *http.Request) {
 // egressEntry is a request to a forward proxy.
 type egressEntry struct {
 	start   time.Time
-	who     string
+	who     instance.ID
 	method  string
 	target  string
 	verdict string
@@ -84,7 +86,7 @@ func (a *accessLog) egress(e *egressEntry) {
 	}
 	line := new([]byte)
 	b := appendTime(*line, e.start)
-	b = appendString(b, "instance", e.who)
+	b = appendString(b, "instance", string(e.who))
 	b = appendString(b, "method", e.method)
 	b = appendString(b, "target", e.target)
 	b = appendString(b, "verdict", e.verdict)

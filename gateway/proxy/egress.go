@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/invarhq/invar/gateway"
+	"github.com/invarhq/invar/instance"
 )
 
 const egressDialTimeout = 10 * time.Second
@@ -25,7 +26,7 @@ const egressDialTimeout = 10 * time.Second
 // egress is the forward proxy of one instance. It stands inside the instance's network and dials from the host's, so names are resolved here.
 type egress struct {
 	proxy   *Proxy
-	who     string // the listener's name: it says which instance
+	who     instance.ID
 	allow   atomic.Pointer[[]gateway.Allow]
 	server  *http.Server
 	forward httputil.ReverseProxy // absolute-form requests
@@ -41,8 +42,8 @@ func parseAllows(list []string) *[]gateway.Allow {
 	return &out
 }
 
-func (p *Proxy) newEgress(l *listener) *egress {
-	e := &egress{proxy: p, who: l.key}
+func (p *Proxy) newEgress(who instance.ID) *egress {
+	e := &egress{proxy: p, who: who}
 	e.server = p.newServer(e)
 	e.forward = httputil.ReverseProxy{
 		Rewrite: func(r *httputil.ProxyRequest) {
@@ -168,21 +169,25 @@ func (e *forbiddenAddress) Error() string {
 
 // dial resolves and connects on the host. The address is judged when it is known, so no name leads to the host's own services.
 func (e *egress) dial(ctx context.Context, target string) (*net.TCPConn, error) {
-	d := net.Dialer{Timeout: egressDialTimeout, Control: func(_, address string, _ syscall.RawConn) error {
-		to, err := netip.ParseAddrPort(address)
-		if err != nil {
-			return err
-		}
-		if addr := to.Addr().Unmap().WithZone(""); isOwn(addr) && !e.permits(addr.String(), to.Port()) {
-			return &forbiddenAddress{to}
-		}
-		return nil
-	}}
+	d := net.Dialer{Timeout: egressDialTimeout, Control: func(_, address string, _ syscall.RawConn) error { return e.judge(address) }}
 	conn, err := d.DialContext(ctx, "tcp", target)
 	if err != nil {
 		return nil, err
 	}
 	return conn.(*net.TCPConn), nil
+}
+
+// judge refuses an address of the host's own, or of a metadata service, that is not listed literally.
+func (e *egress) judge(address string) error {
+	to, err := netip.ParseAddrPort(address)
+	if err != nil {
+		return err
+	}
+	addr := to.Addr().Unmap().WithZone("")
+	if isOwn(addr) && !e.permits(addr.String(), to.Port()) {
+		return &forbiddenAddress{to}
+	}
+	return nil
 }
 
 // Metadata services that are not link-local: Amazon's on IPv6, Alibaba's, Oracle's.

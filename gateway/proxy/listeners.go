@@ -35,7 +35,8 @@ type listener struct {
 // wanted is a listener that a table asks for.
 type wanted struct {
 	key     string
-	network string // "": the host's
+	who     instance.ID // "": the host
+	network string
 	address string
 	service gateway.ServiceName
 	egress  *gateway.Egress
@@ -49,10 +50,10 @@ func wantedListeners(t gateway.Table) []wanted {
 	}
 	for _, in := range t.Inside {
 		for _, l := range in.Uses {
-			out = append(out, wanted{key: keyInside(in.Instance, l.Address), network: in.Network, address: l.Address, service: l.Service})
+			out = append(out, wanted{key: keyInside(in.Instance, l.Address), who: in.Instance, network: in.Network, address: l.Address, service: l.Service})
 		}
 		if e := in.Egress; e != nil {
-			out = append(out, wanted{key: keyInside(in.Instance, e.Address), network: in.Network, address: e.Address, egress: e})
+			out = append(out, wanted{key: keyInside(in.Instance, e.Address), who: in.Instance, network: in.Network, address: e.Address, egress: e})
 		}
 	}
 	return out
@@ -93,7 +94,7 @@ func (p *Proxy) openListeners(t gateway.Table, failures map[string]string) (gone
 func (p *Proxy) start(l *listener, w wanted) {
 	p.listeners[w.key] = l
 	if w.egress != nil {
-		l.egress = p.newEgress(l)
+		l.egress = p.newEgress(w.who)
 		l.egress.allow.Store(parseAllows(w.egress.Allow))
 		p.accepting.Go(func() { l.egress.server.Serve(l) })
 		return
@@ -115,7 +116,7 @@ func (p *Proxy) open(w wanted) (*net.TCPListener, error) {
 		delete(p.cfg.Inherited, w.key)
 		return l, nil
 	}
-	if w.network == "" {
+	if w.who == "" {
 		l, err := net.Listen("tcp", w.address)
 		if err != nil {
 			return nil, fmt.Errorf("listening for a TCP route: %w", err)

@@ -262,16 +262,11 @@ func (s *Supervisor) keep(life context.Context) {
 		}
 		died := time.Now()
 		err := s.restart(life)
-		if err == nil {
-			s.log.Info("gateway restarted", "took", time.Since(died))
-		} else if life.Err() == nil {
-			s.log.Error("restarting the gateway", "error", err)
-		}
-		if err == nil && died.Sub(since) > stableAfter {
+		switch {
+		case err == nil && died.Sub(since) > stableAfter:
 			backoff = minBackoff
-			continue
-		}
-		if err != nil {
+		case err != nil && life.Err() == nil:
+			s.log.Error("restarting the gateway", "error", err)
 			pause(life, backoff)
 			backoff = min(2*backoff, maxBackoff)
 		}
@@ -295,10 +290,15 @@ func (s *Supervisor) restart(ctx context.Context) error {
 	if _, err := s.client.Status(ctx); err == nil {
 		return nil
 	}
+	died := time.Now()
 	if err := s.openSockets(); err != nil {
 		return err
 	}
-	return s.spawn(ctx)
+	if err := s.spawn(ctx); err != nil {
+		return err
+	}
+	s.log.Warn("gateway had died and was started again", "took", time.Since(died))
+	return nil
 }
 
 func pause(ctx context.Context, d time.Duration) {
@@ -385,22 +385,5 @@ func (s *Supervisor) Stop(ctx context.Context) error {
 	if err := s.Close(); err != nil {
 		return err
 	}
-	for _, path := range ownSockets(s.cfg.controlPath()) {
-		client := Dial(path)
-		status, err := client.Status(ctx)
-		if err != nil {
-			continue
-		}
-		alive, err := client.watch(ctx)
-		if err != nil {
-			continue
-		}
-		if err := syscall.Kill(status.PID, syscall.SIGTERM); err != nil {
-			alive.Close()
-			return fmt.Errorf("ending the gateway (process %d): %w", status.PID, err)
-		}
-		io.Copy(io.Discard, alive)
-		alive.Close()
-	}
-	return ctx.Err()
+	return StopAll(ctx, s.cfg)
 }
