@@ -302,3 +302,17 @@ func TestInstanceRunsServesStopsAndLeavesNothing(t *testing.T) {
 		t.Errorf("log after the removal: %q", log)
 	}
 }
+
+// writeWrongRoot puts a root under a name that is not its digest.
+func (m *machine) writeWrongRoot() digest.Digest {
+	m.t.Helper()
+	wrong := digest.Of([]byte("another root"))
+	b, err := os.ReadFile(filepath.Join(m.config.Dir, "roots", m.root.Hex()+".erofs"))
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(m.config.Dir, "roots", wrong.Hex()+".erofs"), b, 0o600); err != nil {
+		m.t.Fatal(err)
+	}
+	return wrong
+}

@@ -147,3 +147,37 @@ func BenchmarkFakeTenThousand(b *testing.B) {
 		}
 	}
 }
+
+func TestFake(t *testing.T) {
+	runtimetest.Suite(t, func(t *testing.T) runtimetest.Harness {
+		f := runtimetest.New(runtimetest.Config{
+			HasRoot: func(d digest.Digest) bool { return d == digest.Of(nil) },
+			Behave: func(s runtime.Spec) runtimetest.Behaviour {
+				switch runtimetest.Program(s.Args[1]) {
+				case runtimetest.ExitThree:
+					return runtimetest.Behaviour{ExitAfter: time.Millisecond, ExitCode: 3}
+				case runtimetest.NeverReady:
+					return runtimetest.Behaviour{Ready: time.Millisecond, NeverReady: true}
+				case runtimetest.Stubborn:
+					return runtimetest.Behaviour{StopTakes: time.Hour}
+				}
+				return runtimetest.Behaviour{Ready: time.Millisecond}
+			},
+		})
+		return runtimetest.Harness{
+			Host: f,
+			Spec: func(id string, p runtimetest.Program) runtime.Spec {
+				s := spec(id)
+				s.Args = append(s.Args, string(p))
+				s.StopTimeout = 20 * time.Millisecond
+				return s
+			},
+			Reopen: func() runtime.Host { return f },
+			Kill: func(o instance.Observation) {
+				if err := f.Kill(o.Identity.ID); err != nil {
+					t.Error(err)
+				}
+			},
+		}
+	})
+}

@@ -2,7 +2,8 @@
 //
 //	server serve PORT       answers HTTP on PORT; /write?path= tries to write a file; /healthz; /exit?code=; /read?path=; /dial?to=
 //	server exit CODE        prints a line and exits
-//	server sleep            does nothing, and ignores SIGTERM
+//	server stubborn PORT    the same, and ignores SIGTERM
+//	server sleep            does nothing
 //	server hog MIB          takes memory
 //	server say N TEXT       prints TEXT N times, then sleeps
 package main
@@ -34,20 +35,21 @@ func main() {
 	switch arg(1) {
 	case "serve":
 		serve(arg(2))
+	case "stubborn":
+		serve(arg(2))
 	case "exit":
 		fmt.Println("about to exit")
 		os.Exit(number(2))
 	case "sleep":
-		signal.Ignore(syscall.SIGTERM)
 		fmt.Println("sleeping")
-		select {}
+		time.Sleep(time.Hour)
 	case "hog":
 		hog(number(2))
 	case "say":
 		for n := range number(2) {
 			fmt.Println(n, arg(3))
 		}
-		select {}
+		time.Sleep(time.Hour)
 	case "check": // for exec health checks: does the file exist?
 		if _, err := os.Stat(arg(2)); err != nil {
 			fmt.Println(err)
@@ -66,12 +68,15 @@ func hog(mib int) {
 		all = append(all, b)
 	}
 	fmt.Println(len(all))
-	select {}
+	time.Sleep(time.Hour)
 }
 
 func serve(port string) {
 	term := make(chan os.Signal, 1)
 	signal.Notify(term, syscall.SIGTERM)
+	if os.Args[1] == "stubborn" {
+		signal.Ignore(syscall.SIGTERM)
+	}
 	go func() {
 		<-term
 		fmt.Println("terminated")
