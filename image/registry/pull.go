@@ -64,7 +64,58 @@ func (s *Store) Pull(ctx context.Context, src Source, progress func(d digest.Dig
 	return p, nil
 }
 
+// Find returns what the reference resolves to now, without pulling it. It fails as Pull does.
+func (s *Store) Find(ctx context.Context, src Source) (digest.Digest, error) {
+	from, err := s.find(ctx, src)
+	if err != nil {
+		return "", fmt.Errorf("resolving %s: %w", src.Ref, err)
+	}
+	if from.done != nil {
+		from.done()
+	}
+	return digest.Digest(from.pinned.String()), nil
+}
+
+// pulledAs is the tag by which the store finds what was pulled before.
+func pulledAs(pinned digest.Digest, p image.Platform) (Repository, string) {
+	return Repository("pulled/" + p.OS + "-" + p.Architecture), pinned.Hex()
+}
+
+// local returns what an earlier Pull brought, if all of it is there still.
+func (s *Store) local(ctx context.Context, src Source) (Pulled, bool) {
+	if src.Digest == "" {
+		return Pulled{}, false
+	}
+	repo, tag := pulledAs(src.Digest, src.Platform)
+	manifest, err := s.Resolve(ctx, repo, tag)
+	if err != nil || !s.Complete(manifest) {
+		return Pulled{}, false
+	}
+	return Pulled{Pinned: src.Digest, Manifest: manifest}, true
+}
+
+// Complete reports whether the manifest and all that it names are in the store.
+func (s *Store) Complete(manifest digest.Digest) bool {
+	raw, err := s.Bytes(manifest)
+	if err != nil {
+		return false
+	}
+	m, err := v1.ParseManifest(bytes.NewReader(raw))
+	if err != nil {
+		return false
+	}
+	for _, d := range append(m.Layers, m.Config) {
+		if !s.Has(digest.Digest(d.Digest.String())) {
+			return false
+		}
+	}
+	return true
+}
+
 func (s *Store) pull(ctx context.Context, src Source, progress func(digest.Digest, int64)) (Pulled, error) {
+	if p, ok := s.local(ctx, src); ok {
+		return p, nil
+	}
 	from, err := s.find(ctx, src)
 	if err != nil {
 		return Pulled{}, err
@@ -89,7 +140,9 @@ func (s *Store) pull(ctx context.Context, src Source, progress func(digest.Diges
 	if err != nil {
 		return Pulled{}, err
 	}
-	return Pulled{Pinned: digest.Digest(from.pinned.String()), Manifest: manifest}, nil
+	p := Pulled{Pinned: digest.Digest(from.pinned.String()), Manifest: manifest}
+	repo, tag := pulledAs(p.Pinned, src.Platform)
+	return p, s.Tag(ctx, repo, tag, manifest)
 }
 
 // find resolves the reference.

@@ -1,0 +1,197 @@
+package debian
+
+import (
+	"bytes"
+	"context"
+	_ "embed"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/invarhq/invar/fault"
+	"github.com/invarhq/invar/image"
+)
+
+// Build makes the file system that the lock describes and writes it as a tar to w, entries sorted. Equal locks give
+// equal bytes. It needs root, for maintainer scripts run in it.
+func (c Cache) Build(ctx context.Context, arch string, locked image.LockedImage, w io.Writer, progress Progress) error {
+	if os.Geteuid() != 0 {
+		return fault.WithHint(fault.Errorf(fault.Denied, "installing Debian packages needs root"), "run this command as root")
+	}
+	date, err := time.Parse(time.RFC3339, locked.Date)
+	if err != nil {
+		return fault.Errorf(fault.Invalid, "the lock's date: %v", err)
+	}
+	a, err := c.apt(locked.Suite, arch)
+	if err != nil {
+		return err
+	}
+	if err := a.fetchLocked(ctx, locked.Packages, progress); err != nil {
+		return err
+	}
+	dir, err := os.MkdirTemp(c.Dir, "install-*")
+	if err != nil {
+		return diskFull(err)
+	}
+	defer os.RemoveAll(dir)
+	if err := a.install(ctx, dir, locked.Packages, date, progress); err != nil {
+		return err
+	}
+	root := filepath.Join(dir, "root")
+	if err := scrub(root); err != nil {
+		return fmt.Errorf("cleaning up after installation: %w", err)
+	}
+	return pack(ctx, root, date, w)
+}
+
+// fetchLocked fetches while holding the lock on apt's state.
+func (a apt) fetchLocked(ctx context.Context, packages []image.LockedPackage, progress Progress) error {
+	release, err := a.open(ctx)
+	if err != nil {
+		return err
+	}
+	defer release()
+	return a.fetch(ctx, packages, progress)
+}
+
+// install unpacks all packages below dir/root and lets dpkg, in it, install them.
+func (a apt) install(ctx context.Context, dir string, packages []image.LockedPackage, date time.Time, progress Progress) error {
+	root, debs := filepath.Join(dir, "root"), filepath.Join(dir, "debs")
+	if err := a.skeleton(root); err != nil {
+		return diskFull(err)
+	}
+	if err := a.gather(debs, packages); err != nil {
+		return diskFull(err)
+	}
+	progress("unpacking", 0, 0)
+	if err := a.unpack(ctx, root, packages); err != nil {
+		return err
+	}
+	progress("configuring", 0, 0)
+	return a.configureAll(ctx, root, debs, date)
+}
+
+// skeleton makes what must be there before the first package: the merged /usr, dpkg's empty database, a policy
+// that starts no service, and one that makes no PostgreSQL cluster.
+func (a apt) skeleton(root string) error {
+	links := []string{"bin", "sbin", "lib"}
+	if a.arch == "amd64" {
+		links = append(links, "lib64")
+	}
+	for _, l := range links {
+		if err := os.MkdirAll(filepath.Join(root, "usr", l), 0o755); err != nil {
+			return err
+		}
+		if err := os.Symlink("usr/"+l, filepath.Join(root, l)); err != nil {
+			return err
+		}
+	}
+	for _, d := range []string{"dev", "proc", "debs", "var/lib/dpkg/updates", "var/lib/dpkg/info", "var/lib/dpkg/triggers", filepath.Dir(clusterPolicy)} {
+		if err := os.MkdirAll(filepath.Join(root, d), 0o755); err != nil {
+			return err
+		}
+	}
+	for name, content := range map[string]string{
+		"var/lib/dpkg/status":    "",
+		"var/lib/dpkg/available": "",
+		clusterPolicy:            "create_main_cluster = false\n",
+		servicePolicy:            "#!/bin/sh\nexit 101\n",
+	} {
+		if err := os.WriteFile(filepath.Join(root, name), []byte(content), 0o755); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+const (
+	clusterPolicy = "etc/postgresql-common/createcluster.d/00-invar.conf"
+	servicePolicy = "usr/sbin/policy-rc.d"
+)
+
+// gather links the packages under names that sort as the lock does, which is the order in which dpkg sees them.
+func (a apt) gather(dir string, packages []image.LockedPackage) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	for _, p := range packages {
+		if err := os.Link(a.deb(p), filepath.Join(dir, p.Name+"_"+p.Architecture+".deb")); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// unpack extracts every package, two at a time: so dpkg and the scripts find all that they call. What one package
+// has, no other has (but directories), so the order means nothing.
+func (a apt) unpack(ctx context.Context, root string, packages []image.LockedPackage) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(2)
+	for _, p := range packages {
+		g.Go(func() error {
+			if err := extract(ctx, a.deb(p), root); err != nil {
+				return fmt.Errorf("unpacking %s: %w", p.Name, err)
+			}
+			return nil
+		})
+	}
+	return g.Wait()
+}
+
+// extract pipes a package's files through tar, which keeps the merged /usr's links as dpkg does.
+func extract(ctx context.Context, deb, root string) error {
+	from := exec.CommandContext(ctx, "dpkg-deb", "--fsys-tarfile", deb)
+	to := exec.CommandContext(ctx, "tar", "--extract", "--keep-directory-symlink", "--numeric-owner", "--same-permissions", "--directory", root)
+	var said bytes.Buffer
+	from.Stderr, to.Stderr = &said, &said
+	pipe, err := from.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	to.Stdin = pipe
+	if err := from.Start(); err != nil {
+		return err
+	}
+	err = to.Run()
+	io.Copy(io.Discard, pipe) // lets dpkg-deb end when tar has failed
+	if werr := from.Wait(); err == nil {
+		err = werr
+	}
+	if err != nil {
+		return diskFull(fault.As(fault.Corrupt, fmt.Errorf("%w: %s", err, strings.TrimSpace(said.String()))))
+	}
+	return nil
+}
+
+// enter is run by a shell in namespaces of its own: it mounts what scripts need and lets dpkg install.
+//
+//go:embed enter.sh
+var enter string
+
+func (a apt) configureAll(ctx context.Context, root, debs string, date time.Time) error {
+	cmd := exec.CommandContext(ctx, "unshare", "--mount", "--pid", "--fork", "--kill-child", "--net", "--ipc", "--uts", "--",
+		"sh", "-ec", enter, root, debs, strconv.FormatInt(date.Unix(), 10))
+	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
+	cmd.WaitDelay = 10 * time.Second
+	var said bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &said, &said
+	if err := cmd.Run(); err != nil {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		return fault.Errorf(fault.Invalid, "installing packages: %w\n%s", err, tail(said.String(), 20))
+	}
+	return nil
+}
+
+func tail(s string, most int) string {
+	lines := strings.Split(strings.TrimSpace(s), "\n")
+	return strings.Join(lines[max(0, len(lines)-most):], "\n")
+}
