@@ -81,20 +81,16 @@ func hasEnded(pidfd int) bool {
 	return err == nil && n > 0
 }
 
-// code reaps a child; of another's child, the kernel tells the code once its parent has reaped it (Linux 6.15).
+// code reaps a child. Of another's child, /proc tells the code until that parent reaps it, and afterwards the kernel does
+// (Linux 6.15), for as long as the descriptor is open.
 func (w *exitWatch) code(pidfd int) int {
-	var status unix.WaitStatus
-	for {
-		pid, err := unix.Wait4(w.pid, &status, 0, nil)
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
-		if err == nil && pid == w.pid {
-			return exitCode(status)
-		}
-		break
+	if code, ok := w.reap(); ok {
+		return code
 	}
-	for deadline := time.Now().Add(time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		if code, ok := w.zombieCode(pidfd); ok {
+			return code
+		}
 		info := unix.PidfdInfo{Mask: unix.PIDFD_INFO_EXIT}
 		if unix.IoctlPidfdInfo(pidfd, &info) != nil {
 			return -1
@@ -104,6 +100,33 @@ func (w *exitWatch) code(pidfd int) int {
 		}
 	}
 	return -1
+}
+
+func (w *exitWatch) reap() (code int, ok bool) {
+	var status unix.WaitStatus
+	for {
+		pid, err := unix.Wait4(w.pid, &status, 0, nil)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		return exitCode(status), err == nil && pid == w.pid
+	}
+}
+
+// zombieCode reads the state and the exit code from /proc/PID/stat (fields 3 and 52 of proc_pid_stat(5)). That the
+// descriptor can still be signalled afterwards says that the PID still was this process's.
+func (w *exitWatch) zombieCode(pidfd int) (code int, ok bool) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", w.pid))
+	if err != nil || unix.PidfdSendSignal(pidfd, 0, nil, 0) != nil {
+		return 0, false
+	}
+	after := strings.LastIndexByte(string(b), ')') // the name before it may hold anything
+	fields := strings.Fields(string(b[after+1:]))
+	if len(fields) < 50 || fields[0] != "Z" {
+		return 0, false
+	}
+	status, err := strconv.Atoi(fields[49])
+	return exitCode(unix.WaitStatus(status)), err == nil
 }
 
 func exitCode(s unix.WaitStatus) int {

@@ -221,7 +221,7 @@ func (r *record) watch() {
 func (l *launcher) remove(id string) error {
 	r, err := l.find(id)
 	if err != nil {
-		return nil
+		return l.sweep(id)
 	}
 	r.act.Lock()
 	defer r.act.Unlock()

@@ -171,7 +171,10 @@ func (h *Host) make(ctx context.Context, i *inst) error {
 	}
 	response, err := h.launcher.call(ctx, request)
 	for n := 0; errors.Is(err, errBroken) && n < 3; n++ { // the launcher died over it: what it left goes first
-		if _, err := h.launcher.call(ctx, wire.Request{Op: wire.OpRemove, ID: id}); err != nil {
+		if _, err := h.launcher.callRepeated(ctx, wire.Request{Op: wire.OpRemove, ID: id}); err != nil {
+			return err
+		}
+		if err := os.RemoveAll(filepath.Join(h.dir(i.spec.Identity.ID), "oci")); err != nil {
 			return err
 		}
 		response, err = h.launcher.call(ctx, request)
