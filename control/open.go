@@ -87,10 +87,6 @@ func (s *Service) begin(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.snapshotAt = now.Size()
-	if now, err = s.fold(ctx, now); err != nil {
-		return err
-	}
 	s.live = state.NewLive(now)
 	s.pending = s.live.Now()
 	if l := now.Log(); l.Size > 0 && (l.Origin != s.config.Origin || l.VKey != s.config.VKey) {
@@ -135,22 +131,25 @@ func (s *Service) fold(ctx context.Context, now state.State) (state.State, error
 	return now, nil
 }
 
-// restore returns the state of the newest snapshot, or the state before the first entry when there is none that
-// can be used. A snapshot is only a cache, but a changed one would change the state: so it is signed.
+// restore returns the state after all entries: from the newest snapshot on, or from the first entry on when there
+// is none that can be used. A snapshot is only a cache, but a changed one would change the state: so it is signed.
 func (s *Service) restore(ctx context.Context) (state.State, error) {
 	snap, err := s.config.Store.Snapshot(ctx)
 	if err != nil {
 		return state.State{}, fmt.Errorf("reading the snapshot: %w", err)
 	}
-	if snap.Size == 0 {
-		return state.New(s.records.get), nil
-	}
-	now, err := s.openSnapshot(snap)
-	if err != nil {
+	if snap.Size > 0 {
+		now, err := s.openSnapshot(snap)
+		if err == nil {
+			now, err = s.fold(ctx, now)
+		}
+		if err == nil {
+			s.snapshotAt, s.savedAt = snap.Size, snap.Size
+			return now, nil
+		}
 		s.config.Log.WarnContext(ctx, "folding all entries: the snapshot can't be used", "size", snap.Size, "error", err)
-		return state.New(s.records.get), nil
 	}
-	return now, nil
+	return s.fold(ctx, state.New(s.records.get))
 }
 
 // snapshotText is what is signed of a snapshot.

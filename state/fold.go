@@ -157,6 +157,9 @@ func (f *fold) move(e Entry, g Generation, base int) error {
 	if err != nil {
 		return err
 	}
+	if env.Destroyed() && g.Release != "" {
+		env.Previous = deploy.Generation{} // before it there was nothing: that is what a failure would go back to
+	}
 	env.App = g.App
 	env.Volumes = env.Volumes || hasVolumes(record)
 	env.Environment = env.SetHead(deploy.Generation{Number: g.Number, Release: g.Release, Record: record}, e.Time)

@@ -3,9 +3,13 @@ package state
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 
+	"github.com/invarhq/invar/deploy"
+	"github.com/invarhq/invar/digest"
 	"github.com/invarhq/invar/fault"
+	"github.com/invarhq/invar/release"
 )
 
 // snapshotVersion is raised whenever the fold, or what a snapshot holds, changes: an older snapshot is then of no use,
@@ -16,20 +20,64 @@ const snapshotVersion = 1
 type snapshot struct {
 	V            int            `json:"v"`
 	Log          Log            `json:"log"`
-	Environments []Environment  `json:"environments"`
+	Environments []saved        `json:"environments"`
 	Generations  []Generation   `json:"generations"`
 	Bundles      []KnownBundle  `json:"bundles"`
 	Releases     []KnownRelease `json:"releases"`
 	Tokens       []Token        `json:"tokens"`
 }
 
+// saved is an environment with the components that its head's and its previous release lack, sorted by digest: those of
+// instances that retire, and of versions that still have a share of the traffic.
+type saved struct {
+	Environment
+	Loose []release.Component `json:"loose,omitempty"`
+}
+
+func save(e Environment) saved {
+	held := map[digest.Digest]bool{}
+	for _, g := range []deploy.Generation{e.Head, e.Previous} {
+		for _, d := range g.Digests {
+			held[d] = true
+		}
+	}
+	out := saved{Environment: e}
+	for _, d := range slices.Sorted(maps.Keys(e.Components)) {
+		if !held[d] {
+			out.Loose = append(out.Loose, e.Components[d])
+		}
+	}
+	return out
+}
+
+// load is the reverse of save.
+func (s saved) load(records Records) (Environment, error) {
+	resolved, err := s.Resolve(records)
+	if err != nil {
+		return Environment{}, err
+	}
+	for _, c := range s.Loose {
+		d, err := c.Digest()
+		if err != nil {
+			return Environment{}, err
+		}
+		resolved.Components[d] = c
+	}
+	s.Environment.Environment = resolved
+	return s.Environment, nil
+}
+
 // Encode returns the state as bytes: equal states give equal bytes.
 func (s State) Encode() ([]byte, error) {
 	tx := s.db.Txn(false)
+	var environments []saved
+	for e := range s.Environments() {
+		environments = append(environments, save(e))
+	}
 	b, err := json.Marshal(snapshot{
 		V:            snapshotVersion,
 		Log:          s.Log(),
-		Environments: slices.Collect(all[Environment](tx, tableEnvironments, "")),
+		Environments: environments,
 		Generations:  slices.Collect(all[Generation](tx, tableGenerations, "")),
 		Bundles:      slices.Collect(all[KnownBundle](tx, tableBundles, "")),
 		Releases:     slices.Collect(all[KnownRelease](tx, tableReleases, "")),
@@ -57,26 +105,26 @@ func DecodeState(b []byte, records Records) (State, error) {
 	s := New(records)
 	tx := s.db.Txn(true)
 	defer tx.Abort()
+	environments := make([]Environment, len(w.Environments))
 	for i, e := range w.Environments {
-		resolved, err := e.Resolve(records)
-		if err != nil {
+		var err error
+		if environments[i], err = e.load(records); err != nil {
 			return State{}, fmt.Errorf("decoding a state: %w", err)
 		}
-		w.Environments[i].Environment = resolved
 	}
-	if err := insert(tx.Insert, &w); err != nil {
+	if err := insert(tx.Insert, &w, environments); err != nil {
 		return State{}, fault.Errorf(fault.Corrupt, "decoding a state: %w", err)
 	}
 	tx.Commit()
 	return s, nil
 }
 
-func insert(put func(string, any) error, w *snapshot) error {
+func insert(put func(string, any) error, w *snapshot, environments []Environment) error {
 	if err := put(tableLog, &w.Log); err != nil {
 		return err
 	}
 	for _, err := range []error{
-		each(put, tableEnvironments, w.Environments),
+		each(put, tableEnvironments, environments),
 		each(put, tableGenerations, w.Generations),
 		each(put, tableBundles, w.Bundles),
 		each(put, tableReleases, w.Releases),

@@ -1,0 +1,248 @@
+package state_test
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/invarhq/invar/deploy"
+	"github.com/invarhq/invar/digest"
+	"github.com/invarhq/invar/fault"
+	"github.com/invarhq/invar/instance"
+	"github.com/invarhq/invar/release"
+	"github.com/invarhq/invar/state"
+)
+
+// samples has an entry of every kind.
+func samples() []state.Entry {
+	d := digest.Of([]byte("x"))
+	datas := []state.Data{
+		state.Genesis{Origin: "example.com/ledger", VKey: "example.com/ledger+0+x"},
+		state.LogStart{Version: "0.1.0"},
+		state.LogStop{},
+		state.Bundle{App: "shop", Bundle: d, Source: d},
+		state.Release{App: "shop", Bundle: d, Release: d},
+		state.Apply{App: "shop", Generation: 2, Base: 1, Release: d, Bundle: d, Plan: d},
+		state.Rollback{App: "shop", Generation: 3, Base: 2, To: 1, Release: d, Bundle: d},
+		state.Destroy{App: "shop", Generation: 4, Base: 3, Volumes: true},
+		state.VolumeDestroy{Generation: 4},
+		state.TokenCreate{Token: "abcdefgh", Name: "ci", Secret: d},
+		state.TokenRevoke{Token: "abcdefgh"},
+	}
+	for _, k := range state.Kinds() {
+		if s, ok := k.Fields().(state.Step); ok {
+			s.Instance = &instance.Identity{ID: "web-aaaaaaaaaa", Env: "prod", Component: "web", Digest: d, Release: d, Generation: 1}
+			s.Shares = []deploy.Share{{Version: d, Percent: 100}}
+			s.Cause = "because"
+			datas = append(datas, s)
+		}
+	}
+	w := newWorld()
+	var out []state.Entry
+	for _, data := range datas {
+		e := w.entry("", data)
+		for _, k := range state.Kinds() {
+			if k.Kind == data.EntryKind() && k.Env {
+				e.Env = "prod"
+			}
+		}
+		switch data.(type) {
+		case state.Bundle, state.Release:
+			e.Body = &state.Body{Digest: d, Size: 1, Type: release.TypeRecord}
+		}
+		e.Subject = []state.Subject{{Name: "shop", Digest: d}}
+		e.Reason = "because <of> & é"
+		out = append(out, e)
+	}
+	return out
+}
+
+func TestEntriesOfEveryKindReadBack(t *testing.T) {
+	seen := map[state.Kind]bool{}
+	for _, e := range samples() {
+		seen[e.Kind()] = true
+		b, err := state.Encode(e)
+		if err != nil {
+			t.Errorf("%s: %v", e.Kind(), err)
+			continue
+		}
+		got, err := state.Decode(b)
+		if err != nil {
+			t.Errorf("%s: %v", e.Kind(), err)
+			continue
+		}
+		if diff := cmp.Diff(got, e); diff != "" {
+			t.Errorf("%s: %s", e.Kind(), diff)
+		}
+	}
+	for _, k := range state.Kinds() {
+		if !seen[k.Kind] {
+			t.Errorf("no sample of %s", k.Kind)
+		}
+	}
+}
+
+// The bytes of entries are a promise: what is in a ledger stays readable.
+func TestEntryBytesArePinned(t *testing.T) {
+	for i, e := range samples() {
+		b, err := state.Encode(e)
+		if err != nil {
+			t.Fatal(err)
+		}
+		name := "testdata/vectors/" + string(e.Kind()) + ".json"
+		if os.Getenv("UPDATE") != "" {
+			if err := os.WriteFile(name, b, 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(b, want) {
+			t.Errorf("sample %d, %s:\n got %s\nwant %s", i, e.Kind(), b, want)
+		}
+	}
+}
+
+func TestDecodeAcceptsOneSpelling(t *testing.T) {
+	good, err := state.Encode(samples()[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, edit := range map[string]func(string) string{
+		"space":           func(s string) string { return s + " " },
+		"unknown field":   func(s string) string { return strings.Replace(s, `"v":1`, `"v":1,"x":1`, 1) },
+		"unknown data":    func(s string) string { return strings.Replace(s, `"version":`, `"other":1,"version":`, 1) },
+		"upper-case key":  func(s string) string { return strings.Replace(s, `"kind"`, `"Kind"`, 1) },
+		"twice":           func(s string) string { return strings.Replace(s, `"v":1`, `"v":1,"v":1`, 1) },
+		"null":            func(s string) string { return strings.Replace(s, `"v":1`, `"body":null,"v":1`, 1) },
+		"escape":          func(s string) string { return strings.Replace(s, `0.1.0`, `\u0030.1.0`, 1) },
+		"newer":           func(s string) string { return strings.Replace(s, `"v":1`, `"v":2`, 1) },
+		"unknown kind":    func(s string) string { return strings.Replace(s, `log.start`, `log.other`, 1) },
+		"other time zone": func(s string) string { return strings.Replace(s, `Z"`, `+01:00"`, 1) },
+		"zero offset":     func(s string) string { return strings.Replace(s, `Z"`, `+00:00"`, 1) },
+		"two values":      func(s string) string { return s + s },
+		"environment":     func(s string) string { return strings.Replace(s, `"id"`, `"env":"prod","id"`, 1) },
+		"upper-case id":   func(s string) string { return strings.Replace(s, `01936f2e`, `01936F2E`, 1) },
+	} {
+		bad := edit(string(good))
+		if bad == string(good) {
+			t.Fatalf("%s: nothing was edited in %s", name, good)
+		}
+		if _, err := state.Decode([]byte(bad)); !errors.Is(err, fault.Corrupt) {
+			t.Errorf("%s: got %v", name, err)
+		}
+	}
+}
+
+func TestEncodeRefusesWhatDecodeWould(t *testing.T) {
+	for name, edit := range map[string]func(*state.Entry){
+		"no data":       func(e *state.Entry) { e.Data = nil },
+		"no id":         func(e *state.Entry) { e.ID = "" },
+		"version 4":     func(e *state.Entry) { e.ID = "01936f2e-0000-4000-8000-000000000001" },
+		"local time":    func(e *state.Entry) { e.Time = e.Time.In(time.FixedZone("x", 3600)) },
+		"nanoseconds":   func(e *state.Entry) { e.Time = e.Time.Add(1) },
+		"no actor":      func(e *state.Entry) { e.Actor = state.Actor{} },
+		"long reason":   func(e *state.Entry) { e.Reason = strings.Repeat("x", state.MaxReasonBytes+1) },
+		"broken UTF-8":  func(e *state.Entry) { e.Reason = "\xff" },
+		"odd digest":    func(e *state.Entry) { e.Subject = []state.Subject{{Name: "x", Digest: "sha256:x"}} },
+		"empty subject": func(e *state.Entry) { e.Subject = []state.Subject{{}} },
+		"too large": func(e *state.Entry) {
+			e.Data = state.Step{Step: deploy.Step{Kind: deploy.Done, Cause: strings.Repeat("x", state.MaxEntryBytes)}}
+			e.Env = "prod"
+		},
+		"env missing": func(e *state.Entry) { e.Data = state.Destroy{App: "shop", Generation: 2, Base: 1} },
+	} {
+		e := samples()[1]
+		edit(&e)
+		if _, err := state.Encode(e); !errors.Is(err, fault.Invalid) {
+			t.Errorf("%s: got %v", name, err)
+		}
+	}
+}
+
+// Every kind and every field of its data is explained in docs/ledger.md.
+func TestKindsAreDocumented(t *testing.T) {
+	b, err := os.ReadFile("../docs/ledger.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	sections := map[string]string{}
+	for _, s := range strings.Split(string(b), "\n### ")[1:] {
+		title, body, _ := strings.Cut(s, "\n")
+		for _, k := range strings.Split(title, ", ") {
+			sections[strings.Trim(k, "`")] = body
+		}
+	}
+	for _, k := range state.Kinds() {
+		body, ok := sections[string(k.Kind)]
+		if !ok {
+			t.Errorf("kind %s has no section", k.Kind)
+			continue
+		}
+		if _, ok := k.Fields().(state.Step); ok {
+			continue // the fields of steps are in one table
+		}
+		for _, f := range fields(reflect.TypeOf(k.Fields())) {
+			if !strings.Contains(body, "`"+f+"`") {
+				t.Errorf("kind %s: field %s is not explained", k.Kind, f)
+			}
+		}
+	}
+	for _, f := range fields(reflect.TypeFor[deploy.Step]()) {
+		if !strings.Contains(sections["Fields of steps"], "`"+f+"`") {
+			t.Errorf("steps: field %s is not explained", f)
+		}
+	}
+}
+
+func fields(t reflect.Type) []string {
+	var out []string
+	for i := range t.NumField() {
+		if name, _, _ := strings.Cut(t.Field(i).Tag.Get("json"), ","); name != "-" {
+			out = append(out, name)
+		}
+	}
+	return out
+}
+
+func FuzzDecode(f *testing.F) {
+	for _, e := range samples() {
+		b, err := state.Encode(e)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		e, err := state.Decode(b)
+		if err != nil {
+			return
+		}
+		again, err := state.Encode(e)
+		if err != nil || !bytes.Equal(again, b) {
+			t.Fatalf("accepted %q, wrote %q (%v)", b, again, err)
+		}
+	})
+}
+
+func FuzzDecodeState(f *testing.F) {
+	w := newWorld()
+	w.must(f, "", state.Genesis{Origin: "o", VKey: "v"})
+	if err := w.apply(f, "shop", "prod", component("web", "1")); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(encode(f, w.now))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if s, err := state.DecodeState(b, w.lookup); err == nil {
+			encode(t, s)
+		}
+	})
+}
