@@ -22,9 +22,9 @@ type envInput struct {
 	Env string `path:"env" maxLength:"63" pattern:"^[a-z]([a-z0-9-]*[a-z0-9])?$" example:"staging" doc:"Name of the environment."`
 }
 
-// envBody is an envInput with a JSON body.
+// envBody is an envInput with a JSON body. (huma sees no fields of embedded types that are not exported.)
 type envBody[T any] struct {
-	envInput
+	Env  string `path:"env" maxLength:"63" pattern:"^[a-z]([a-z0-9-]*[a-z0-9])?$" example:"staging" doc:"Name of the environment."`
 	Body T
 }
 

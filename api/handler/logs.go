@@ -20,7 +20,7 @@ import (
 )
 
 type logsInput struct {
-	envInput
+	Env       string `path:"env" maxLength:"63" pattern:"^[a-z]([a-z0-9-]*[a-z0-9])?$" example:"staging" doc:"Name of the environment."`
 	Component string `path:"component" maxLength:"63" pattern:"^[a-z]([a-z0-9-]*[a-z0-9])?$" example:"web" doc:"Name of the component."`
 	Instance  string `query:"instance" maxLength:"74" pattern:"^[a-z]([a-z0-9-]*[a-z0-9])?-[a-z2-7]{10}$" doc:"Only this instance, also one that is gone while its log is kept; lines come as they were written. Without it, each line comes after the id of its instance and a space."`
 	Tail      int    `query:"tail" minimum:"-1" default:"-1" doc:"How many lines of each instance to begin with; -1: all."`
