@@ -291,7 +291,9 @@ func (e *evaluator) portRef(c copyOf, p *item) cty.Value {
 		if v, ok := e.value(a.Expr, c.in(e.early), cty.Number); ok && !v.IsNull() {
 			number = v
 			e.numbers[spec.PortRef{Component: spec.ComponentName(c.name), Port: spec.PortName(p.label())}] = v
-			address = cty.StringVal(fmt.Sprintf("%s:%s", c.name, v.AsBigFloat().Text('f', -1)))
+			if i, err := wholeNumber(v); err == nil {
+				address = cty.StringVal(fmt.Sprintf("%s:%d", c.name, i))
+			}
 		}
 	}
 	return cty.ObjectVal(map[string]cty.Value{
