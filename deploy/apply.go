@@ -98,6 +98,9 @@ func (e *Environment) change(s Step, at time.Time) error {
 	}
 	if s.Kind == Gone {
 		delete(e.Instances, s.ID)
+		if e.Head.Digests[i.Component] != i.Digest && e.Previous.Digests[i.Component] != i.Digest {
+			e.prune()
+		}
 		return nil
 	}
 	if s.Kind == Healthy && slices.Contains(e.Changing, i.Component) {

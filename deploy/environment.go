@@ -125,23 +125,15 @@ func (e *Environment) changes(p release.Placed) bool {
 	return n < p.Replicas
 }
 
-// prune forgets the versions that nothing refers to any more.
+// prune forgets the versions that nothing refers to any more. So Components always follows from the rest.
 func (e *Environment) prune() {
 	used := map[digest.Digest]bool{}
-	for _, g := range []Generation{e.Head, e.Previous} {
-		for _, d := range g.Digests {
-			used[d] = true
-		}
-	}
 	for _, i := range e.Instances {
 		used[i.Digest] = true
 	}
-	for _, shares := range e.Traffic {
-		for _, s := range shares {
-			used[s.Version] = true
-		}
-	}
-	maps.DeleteFunc(e.Components, func(d digest.Digest, _ release.Component) bool { return !used[d] })
+	maps.DeleteFunc(e.Components, func(d digest.Digest, c release.Component) bool {
+		return !used[d] && e.Head.Digests[c.Name] != d && e.Previous.Digests[c.Name] != d
+	})
 }
 
 // resolved returns the generation with its record and the digests of the record's components.

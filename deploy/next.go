@@ -210,11 +210,7 @@ func (t *turn) heal(f fleet) {
 		t.healAlone(f)
 		return
 	}
-	missing := f.want - len(f.healthy) - len(f.starting)
-	if t.e.Head.Outcome == Rolling && slices.Contains(t.e.Changing, f.name) {
-		missing = min(missing, t.parallel()-len(f.starting))
-	}
-	t.create(f, missing)
+	t.create(f, t.atOnce(f, f.want-len(f.healthy)-len(f.starting)))
 	// A failing instance stays until the replacement is healthy: it may yet be the last that works.
 	surplus := min(len(f.failing), len(f.healthy)+len(f.failing)-f.want)
 	for n := range surplus {
@@ -230,7 +226,15 @@ func (t *turn) healAlone(f fleet) {
 		}
 	}
 	present := len(f.healthy) + len(f.starting) + len(f.failing) + f.ending
-	t.create(f, f.want-present)
+	t.create(f, t.atOnce(f, f.want-present))
+}
+
+// atOnce returns how many of the missing instances may start now. A rollout goes by max_parallel; healing does not wait.
+func (t *turn) atOnce(f fleet, missing int) int {
+	if t.e.Head.Outcome == Rolling && slices.Contains(t.e.Changing, f.name) {
+		return min(missing, max(1, t.e.rollout().MaxParallel)-len(f.starting))
+	}
+	return missing
 }
 
 // healOld heals the version of the previous release where it still has traffic.
@@ -262,7 +266,7 @@ func (t *turn) replace(f fleet) {
 		if f.exclusive() {
 			missing -= len(f.failing) + f.ending
 		}
-		t.create(f, min(missing, t.parallel()-len(f.starting)))
+		t.create(f, t.atOnce(f, missing))
 	}
 	for _, i := range f.failing {
 		if f.share == 0 || f.serving > 0 {
@@ -336,8 +340,6 @@ func (t *turn) why(f fleet) string {
 	}
 	return ""
 }
-
-func (t *turn) parallel() int { return max(1, t.e.rollout().MaxParallel) }
 
 // finish does what comes once every component of the head has its traffic: the rest of the old goes.
 func (t *turn) finish() {
@@ -478,7 +480,7 @@ type fleet struct {
 	held    bool          // it has had that share for min_healthy_time
 	known   bool          // the last completed release has this version
 	others  int           // instances of other versions that are not gone
-	stable  digest.Digest // the other version with the largest share
+	stable  digest.Digest // the other version with healthy instances and the largest share
 	serving int           // instances of other versions that have traffic
 }
 
@@ -489,14 +491,14 @@ func (t *turn) fleet(name spec.ComponentName, v digest.Digest, p release.Placed)
 	settle := millis(t.e.rollout().MinHealthyMillis)
 	f.held = t.e.Head.Outcome == Rolling && t.reached(t.e.ShiftedAt[name].Add(settle))
 	largest := 0
-	for _, s := range shares {
-		if s.Version != v && s.Percent > largest {
-			f.stable, largest = s.Version, s.Percent
-		}
-	}
 	for _, id := range t.groups[name] {
-		if i, ok := t.e.Instances[id]; ok {
-			t.enlist(&f, i, settle)
+		i, ok := t.e.Instances[id]
+		if !ok {
+			continue
+		}
+		t.enlist(&f, i, settle)
+		if percent := share(shares, i.Digest); i.Digest != v && percent > largest && i.Healthy() {
+			f.stable, largest = i.Digest, percent
 		}
 	}
 	for _, list := range [][]Instance{f.starting, f.healthy, f.failing} {
