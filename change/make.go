@@ -67,9 +67,20 @@ func placed(r release.Record) map[spec.ComponentName]*release.Placed {
 	return out
 }
 
+// actionOf returns what a plan shows for what becomes of a component or a route.
+func actionOf(a release.Action) Action {
+	switch a {
+	case release.Add:
+		return Add
+	case release.Remove:
+		return Remove
+	}
+	return Replace
+}
+
 // item says what a component's change means for its instances.
 func item(c release.Change, before, after *release.Placed) Item {
-	i := Item{Action: Action(c.Action), Component: spec.ComponentName(c.Name), Before: c.From, After: c.To, Causes: c.Causes}
+	i := Item{Action: actionOf(c.Action), Component: spec.ComponentName(c.Name), Before: c.From, After: c.To, Causes: c.Causes}
 	switch c.Action {
 	case release.Add:
 		i.Starts = c.ToReplicas
@@ -101,7 +112,7 @@ func sharedVolume(before, after release.Component) spec.VolumeName {
 }
 
 func routeItem(c release.Change, before, after release.Record) RouteItem {
-	return RouteItem{Action: Action(c.Action), Route: spec.RouteName(c.Name),
+	return RouteItem{Action: actionOf(c.Action), Route: spec.RouteName(c.Name),
 		Before: describe(before, c.Name), After: describe(after, c.Name), Causes: c.Causes}
 }
 
