@@ -58,6 +58,7 @@ type Config struct {
 type ACME struct {
 	Directory string `json:"directory,omitempty"` // URL; Let's Encrypt's production directory unless said
 	Email     string `json:"email,omitempty"`     // for the account
+	Challenge string `json:"challenge,omitempty"` // "http-01" or "tls-alpn-01"; whichever works unless said
 	Roots     string `json:"roots,omitempty"`     // PEM file of the authorities that the directory's server is checked with; the system's unless said
 }
 

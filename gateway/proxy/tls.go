@@ -123,6 +123,15 @@ func (c Config) acmeIssuer() (certmagic.ACMEIssuer, error) {
 	} else if _, t.AltHTTPPort, err = hostPort(c.HTTP); err != nil {
 		return t, err
 	}
+	switch c.ACME.Challenge {
+	case "":
+	case "http-01":
+		t.DisableTLSALPNChallenge = true
+	case "tls-alpn-01":
+		t.DisableHTTPChallenge = true
+	default:
+		return t, fault.Errorf(fault.Invalid, "acme challenge %q is not known: want http-01 or tls-alpn-01", c.ACME.Challenge)
+	}
 	if c.ACME.Roots != "" {
 		raw, err := os.ReadFile(c.ACME.Roots)
 		if err != nil {
