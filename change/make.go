@@ -23,7 +23,7 @@ func MakePlan(current Current, proposed Proposed) Plan {
 	}
 	before, after, same := differing(current.Record, next)
 	p.Unchanged = same
-	diff := release.Diff(before, after)
+	diff := release.Compare(before, after)
 	old, new := placed(before), placed(after)
 	for _, c := range diff.Components {
 		name := spec.ComponentName(c.Name)

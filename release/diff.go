@@ -84,10 +84,18 @@ func (c Changes) Find(name spec.ComponentName) (Change, bool) {
 
 // Diff returns how b differs from a. The zero Record stands for an environment that runs nothing.
 func Diff(a, b Record) Changes {
-	out := Changes{From: digestOf(a), To: digestOf(b)}
-	if out.From == out.To {
-		return out
+	from, to := digestOf(a), digestOf(b)
+	out := Changes{}
+	if from != to {
+		out = Compare(a, b)
 	}
+	out.From, out.To = from, to
+	return out
+}
+
+// Compare is Diff without From and To, for those who know them already: to name a large record takes time.
+func Compare(a, b Record) Changes {
+	var out Changes
 	out.Components = pairs(byName(a.Components, placedName), byName(b.Components, placedName), componentChange)
 	out.Routes = pairs(byName(a.Routes, routeName), byName(b.Routes, routeName), routeChange)
 	if a.V != 0 && b.V != 0 {
