@@ -22,6 +22,7 @@ import (
 	"os"
 	"os/signal"
 	goruntime "runtime"
+	"runtime/debug"
 	"syscall"
 
 	"github.com/opencontainers/runc/libcontainer"
@@ -32,6 +33,7 @@ import (
 // init is where an instance's first process begins: before main, after nsenter.
 func init() {
 	if len(os.Args) > 1 && os.Args[1] == "init" {
+		debug.SetGCPercent(-1) // it lives for milliseconds; then the component's program takes its place
 		libcontainer.Init()
 	}
 }
@@ -62,6 +64,7 @@ func run(dir, build string) error {
 		return err
 	}
 	defer lock.Close()
+	leaveServer(dir)
 	l := newLauncher(dir, build)
 	if err := l.adopt(); err != nil {
 		return err

@@ -372,3 +372,35 @@ func (m *machine) remove(s runtime.Spec) {
 		m.t.Fatal(err)
 	}
 }
+
+func TestWaitingInstanceIsSmall(t *testing.T) {
+	m := newMachine(t, inOwnRun(t))
+	if err := m.host.Create(t.Context(), m.full("web-a")); err != nil {
+		t.Fatal(err)
+	}
+	procs, _ := filepath.Glob("/proc/[0-9]*/cgroup")
+	found := false
+	for _, p := range procs {
+		b, err := os.ReadFile(p)
+		if err != nil || !strings.Contains(string(b), "invar-"+filepath.Base(m.config.RunDir)+"/web-a") {
+			continue
+		}
+		found = true
+		smaps, err := os.ReadFile(filepath.Join(filepath.Dir(p), "smaps_rollup"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(smaps)) {
+			var kib int
+			if n, _ := fmt.Sscanf(line, "Pss: %d kB", &kib); n == 1 {
+				t.Logf("a waiting instance holds %d KiB (Pss)", kib)
+				if kib > 16<<10 {
+					t.Errorf("a waiting instance holds %d KiB, want at most 16 MiB", kib)
+				}
+			}
+		}
+	}
+	if !found {
+		t.Error("no process of the waiting instance")
+	}
+}

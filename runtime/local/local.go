@@ -311,10 +311,11 @@ func unescapeMount(s string) string {
 	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
 }
 
-// removeCgroups deletes the group that held the instances' groups, in every hierarchy; those that are not empty stay.
+// removeCgroups deletes the groups of instances and launcher, in every hierarchy; those that are not empty stay.
 func (h *Host) removeCgroups() {
 	dirs, _ := filepath.Glob("/sys/fs/cgroup/*" + h.cgroupParent())
 	for _, d := range append(dirs, "/sys/fs/cgroup"+h.cgroupParent()) {
+		os.Remove(filepath.Join(d, "_launcher"))
 		os.Remove(d)
 	}
 }
