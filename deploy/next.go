@@ -189,9 +189,7 @@ func (t *turn) verdict() string {
 // roll carries every component of the head one turn further, used ones first.
 func (t *turn) roll() {
 	for _, p := range t.order {
-		name := p.Component.Name
-		f := t.fleet(name, t.e.Head.Digests[name], p)
-		f.release, f.generation = t.e.Head.Release, t.e.Head.Number
+		f := t.fleetOf(t.e.Head, p)
 		switch {
 		case f.share == 100:
 			t.heal(f)
@@ -199,6 +197,9 @@ func (t *turn) roll() {
 			t.fallBack(f)
 		default:
 			t.replace(f)
+			if f = t.fleetOf(t.e.Head, p); f.share == 100 {
+				t.heal(f)
+			}
 		}
 	}
 	t.healOld()
@@ -243,14 +244,10 @@ func (t *turn) healOld() {
 		return
 	}
 	for _, p := range t.e.Previous.Record.Components {
-		name := p.Component.Name
-		v := t.e.Previous.Digests[name]
-		if v == t.e.Head.Digests[name] {
+		if name := p.Component.Name; t.e.Previous.Digests[name] == t.e.Head.Digests[name] {
 			continue
 		}
-		f := t.fleet(name, v, p)
-		f.release, f.generation = t.e.Previous.Release, t.e.Head.Number
-		if f.share > 0 {
+		if f := t.fleetOf(t.e.Previous, p); f.share > 0 {
 			t.heal(f)
 		}
 	}
@@ -328,9 +325,11 @@ func (t *turn) create(f fleet, n int) {
 		return
 	}
 	for range n {
+		id := t.newID(f.name)
 		t.emit(Step{Kind: Create, Instance: &instance.Identity{
-			ID: t.newID(f.name), Env: t.e.Name, Component: f.name, Digest: f.version, Release: f.release, Generation: f.generation,
+			ID: id, Env: t.e.Name, Component: f.name, Digest: f.version, Release: f.release, Generation: f.generation,
 		}, Cause: t.why(f)})
+		t.groups[f.name] = append(t.groups[f.name], id)
 	}
 }
 
@@ -381,7 +380,7 @@ func (t *turn) endRemoved() {
 // trim retires instances in excess: those that are not healthy first, then the youngest.
 func (t *turn) trim() {
 	for _, p := range t.order {
-		f := t.fleet(p.Component.Name, t.e.Head.Digests[p.Component.Name], p)
+		f := t.fleetOf(t.e.Head, p)
 		surplus := len(f.healthy) + len(f.starting) - f.want
 		for _, i := range slices.Concat(f.starting, f.healthy)[:max(0, surplus)] {
 			t.emit(Step{Kind: Retire, ID: i.ID, Cause: "more than enough"})
@@ -395,8 +394,7 @@ func (t *turn) complete() bool {
 		return len(t.e.Instances) == 0
 	}
 	for _, name := range t.e.Changing {
-		f := t.fleet(name, t.e.Head.Digests[name], placed(t.e.Head.Record, name))
-		if f.counted < f.want {
+		if f := t.fleetOf(t.e.Head, placed(t.e.Head.Record, name)); f.counted < f.want {
 			return false
 		}
 	}
@@ -468,7 +466,7 @@ type fleet struct {
 	component  release.Component
 	version    digest.Digest
 	want       int
-	release    digest.Digest // for which new instances are made
+	release    digest.Digest // for which new instances are made, and in which generation
 	generation int
 
 	starting, healthy, failing []Instance // live ones, youngest first
@@ -484,8 +482,14 @@ type fleet struct {
 	serving int           // instances of other versions that have traffic
 }
 
-func (t *turn) fleet(name spec.ComponentName, v digest.Digest, p release.Placed) fleet {
-	f := fleet{name: name, component: p.Component, version: v, want: p.Replicas, known: t.e.Previous.Digests[name] == v}
+// fleetOf returns what there is of the version that generation g has of the component.
+func (t *turn) fleetOf(g Generation, p release.Placed) fleet {
+	name := p.Component.Name
+	v := g.Digests[name]
+	f := fleet{
+		name: name, component: p.Component, version: v, want: p.Replicas, release: g.Release, generation: t.e.Head.Number,
+		known: t.e.Previous.Digests[name] == v,
+	}
 	shares := t.e.Traffic[name]
 	f.share = share(shares, v)
 	settle := millis(t.e.rollout().MinHealthyMillis)
