@@ -27,6 +27,9 @@ import (
 	"github.com/invarhq/invar/spec"
 )
 
+// TypePlan is the media type of a plan's canonical JSON, which the entry of its apply has as body.
+const TypePlan = "application/vnd.invar.plan.v1+json"
+
 // MaxFileBytes is the largest saved plan.
 const MaxFileBytes = 64 << 20
 

@@ -60,6 +60,10 @@ func TestApplyMovesTheHead(t *testing.T) {
 	if e.Entry.Actor != alice || e.Entry.Reason != "a reason" || e.Entry.Env != "prod" {
 		t.Errorf("entry %+v", e.Entry)
 	}
+	plan, err := change.Decode(append(d.blobs.content[e.Entry.Body.Digest], '\n'))
+	if err != nil || plan.Release != moved.Release {
+		t.Errorf("the entry's body is not the plan: %+v, %v", plan, err)
+	}
 	d.audit()
 }
 
@@ -114,7 +118,7 @@ func TestWhatIsNotThereIsNamed(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			delete(d.blobs.content, digest.Of([]byte(what)))
+			delete(d.blobs.content, map[string]digest.Digest{"image": digest.Of(manifest), "root": digest.Of([]byte("root"))}[what])
 			_, err = d.Apply(t.Context(), alice, m)
 			if !errors.Is(err, fault.NotFound) || !strings.Contains(err.Error(), what) || !strings.Contains(err.Error(), "web") {
 				t.Errorf("got %v", err)
@@ -589,7 +593,7 @@ func TestReads(t *testing.T) {
 		}
 		refs = append(refs, r)
 	}
-	for _, want := range []digest.Digest{a, b, d.push(shop("1")), digest.Of([]byte("image")), digest.Of([]byte("root"))} {
+	for _, want := range []digest.Digest{a, b, d.push(shop("1")), digest.Of(manifest), digest.Of([]byte("root")), digest.Of([]byte("layer")), digest.Of([]byte("config"))} {
 		if !slices.Contains(refs, want) {
 			t.Errorf("%s is not referred to", want)
 		}

@@ -134,15 +134,28 @@ func (s *Service) present(d digest.Digest) error {
 	return s.presentImages(r)
 }
 
-// keep makes the release's record durable, before any entry names it.
-func (s *Service) keep(ctx context.Context, rel evaluated) error {
-	if !s.config.Blobs.Has(rel.digest) {
-		if _, _, err := s.config.Blobs.Put(ctx, bytes.NewReader(rel.encoded)); err != nil {
-			return fmt.Errorf("storing release %s: %w", rel.digest, err)
-		}
+// keep makes the release's record and the plan durable, before any entry names them.
+func (s *Service) keep(ctx context.Context, rel evaluated, plan Planned) error {
+	if err := s.put(ctx, rel.digest, rel.encoded); err != nil {
+		return fmt.Errorf("storing release %s: %w", rel.digest, err)
+	}
+	if err := s.put(ctx, plan.Digest, plan.encoded); err != nil {
+		return fmt.Errorf("storing plan %s: %w", plan.Digest, err)
 	}
 	s.records.add(rel.digest, rel.record)
 	return nil
+}
+
+// put stores a blob unless it is there.
+func (s *Service) put(ctx context.Context, d digest.Digest, content []byte) error {
+	if s.config.Blobs.Has(d) {
+		return nil
+	}
+	got, _, err := s.config.Blobs.Put(ctx, bytes.NewReader(content))
+	if err == nil && got != d {
+		err = fault.Errorf(fault.Corrupt, "stored as %s", got)
+	}
+	return err
 }
 
 // read returns a blob whole.

@@ -27,6 +27,9 @@ import (
 
 var alice = control.Actor{Kind: state.ActorLocal, Name: "alice"}
 
+// manifest is that of the tests' only image.
+var manifest = fmt.Appendf(nil, `{"config":{"digest":%q},"layers":[{"digest":%q}]}`, digest.Of([]byte("config")), digest.Of([]byte("layer")))
+
 // blobs keeps content in memory.
 type blobs struct {
 	mu      sync.Mutex
@@ -148,7 +151,7 @@ func (d *desk) crash() {
 }
 
 func web(version string, more ...func(*release.Component)) release.Placed {
-	c := release.Component{Name: "web", Image: digest.Of([]byte("image")), Root: digest.Of([]byte("root")), Args: []string{"/web"},
+	c := release.Component{Name: "web", Image: digest.Of(manifest), Root: digest.Of([]byte("root")), Args: []string{"/web"},
 		Env: map[string]string{"VERSION": version}, Ports: []release.Port{{Name: "http", Number: 8080}}, Resources: release.Resources{MemoryBytes: 512 << 20, PIDs: 512},
 		StopSignal: "SIGTERM", StopMillis: 10_000}
 	for _, f := range more {
@@ -172,7 +175,7 @@ func (d *desk) push(a app) digest.Digest {
 	if err != nil {
 		d.t.Fatal(err)
 	}
-	img := image.Resolved{Manifest: d.blobs.put(d.t, []byte("image")), Size: 5, Root: d.blobs.put(d.t, []byte("root")), RootSize: 4,
+	img := image.Resolved{Manifest: d.blobs.put(d.t, manifest), Size: int64(len(manifest)), Root: d.blobs.put(d.t, []byte("root")), RootSize: 4,
 		Platform: image.Platform{OS: "linux", Architecture: "amd64"}}
 	raw, err := release.EncodeBundle(release.Bundle{V: 1, App: a.Name, Source: d.blobs.put(d.t, source), Images: map[spec.ImageName]image.Resolved{"web": img}})
 	if err != nil {

@@ -26,6 +26,8 @@ type Proposal struct {
 type Planned struct {
 	Plan   change.Plan
 	Digest digest.Digest
+
+	encoded []byte // what the digest is of
 }
 
 // Move asks to move a head to a planned release.
@@ -68,8 +70,11 @@ func plan(now state.State, name spec.EnvName, rel evaluated) (Planned, error) {
 	}
 	current := change.Current{Base: change.Base{Generation: env.Head.Number, Release: env.Head.Release}, Record: env.Head.Record}
 	p := change.MakePlan(current, change.Proposed{Digest: rel.digest, Record: rel.record})
-	d, err := p.Digest()
-	return Planned{p, d}, err
+	encoded, err := digest.Canonical(p)
+	if err != nil {
+		return Planned{}, err
+	}
+	return Planned{p, digest.Of(encoded), encoded}, nil
 }
 
 // environment returns the environment, or one that never had a head.
@@ -109,7 +114,7 @@ func (s *Service) apply(ctx context.Context, by Actor, m Move) (Moved, error) {
 		return Moved{}, fault.WithHint(fault.Errorf(fault.Conflict, "saved plan is stale: it is %s, the plan now would be %s", m.Plan.Short(), planned.Digest.Short()),
 			"look at a new one: invar plan %s", m.Env)
 	}
-	if err := s.keep(ctx, rel); err != nil {
+	if err := s.keep(ctx, rel, planned); err != nil {
 		return Moved{}, err
 	}
 	return s.move(ctx, m.Env, func(now state.State, env state.Environment) ([]state.Entry, error) {
@@ -122,7 +127,7 @@ func (s *Service) apply(ctx context.Context, by Actor, m Move) (Moved, error) {
 		if err := allowed(now, env, rel.record); err != nil {
 			return nil, err
 		}
-		return s.applyEntries(now, by, m, rel, planned.Digest), nil
+		return s.applyEntries(now, by, m, rel, planned), nil
 	})
 }
 
@@ -140,7 +145,7 @@ func unchanged(env state.Environment, d digest.Digest) bool {
 }
 
 // applyEntries returns what an apply adds to the ledger: what is not known yet, and the move.
-func (s *Service) applyEntries(now state.State, by Actor, m Move, rel evaluated, plan digest.Digest) []state.Entry {
+func (s *Service) applyEntries(now state.State, by Actor, m Move, rel evaluated, plan Planned) []state.Entry {
 	app := rel.record.App
 	var out []state.Entry
 	if _, err := now.Bundle(m.Bundle); err != nil {
@@ -155,7 +160,8 @@ func (s *Service) applyEntries(now state.State, by Actor, m Move, rel evaluated,
 		e.Subject = []state.Subject{{Name: string(app), Digest: rel.digest}}
 		out = append(out, e)
 	}
-	e := s.entry(by, m.Env, state.Apply{App: app, Generation: m.Base + 1, Base: m.Base, Release: rel.digest, Bundle: m.Bundle, Plan: plan})
+	e := s.entry(by, m.Env, state.Apply{App: app, Generation: m.Base + 1, Base: m.Base, Release: rel.digest, Bundle: m.Bundle, Plan: plan.Digest})
+	e.Body = &state.Body{Digest: plan.Digest, Size: int64(len(plan.encoded)), Type: change.TypePlan}
 	e.Subject, e.Reason = []state.Subject{{Name: string(app), Digest: rel.digest}}, m.Reason
 	return append(out, e)
 }

@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"iter"
 
@@ -136,8 +137,9 @@ func (s *Service) Watch(ctx context.Context, from int64) iter.Seq2[Indexed, erro
 	}
 }
 
-// References yields the digests of all content that an environment may ever need again: every bundle with its sources,
-// every release, and the images and roots that they name. What it yields must not be removed. A digest may come more than once.
+// References yields the digests of all content that the ledger names and an environment may ever need again: bundles with
+// their sources and images down to the layers, releases, and plans. What it yields must not be removed. A
+// digest may come more than once.
 func (s *Service) References(ctx context.Context) iter.Seq2[digest.Digest, error] {
 	return func(yield func(digest.Digest, error) bool) {
 		now := s.State()
@@ -147,8 +149,20 @@ func (s *Service) References(ctx context.Context) iter.Seq2[digest.Digest, error
 				yield("", err)
 				return
 			}
-			for _, d := range bundleReferences(known, b) {
+			refs, err := s.bundleReferences(known, b)
+			if err != nil {
+				yield("", err)
+				return
+			}
+			for _, d := range refs {
 				if !yield(d, nil) {
+					return
+				}
+			}
+		}
+		for env := range now.Environments() {
+			for g := range now.History(env.Name) {
+				if g.Plan != "" && !yield(g.Plan, nil) {
 					return
 				}
 			}
@@ -161,10 +175,37 @@ func (s *Service) References(ctx context.Context) iter.Seq2[digest.Digest, error
 	}
 }
 
-func bundleReferences(known state.KnownBundle, b release.Bundle) []digest.Digest {
+func (s *Service) bundleReferences(known state.KnownBundle, b release.Bundle) ([]digest.Digest, error) {
 	out := []digest.Digest{known.Digest, known.Source}
-	for _, img := range b.Images {
+	for name, img := range b.Images {
 		out = append(out, img.Manifest, img.Root)
+		if !s.config.Blobs.Has(img.Manifest) {
+			continue // of an image that only others are built on
+		}
+		raw, err := s.read(img.Manifest, maxManifest)
+		if err != nil {
+			return nil, fmt.Errorf("reading the manifest of image %s: %w", name, err)
+		}
+		var m manifest
+		if err := json.Unmarshal(raw, &m); err != nil {
+			return nil, fault.Errorf(fault.Corrupt, "reading the manifest of image %s: %w", name, err)
+		}
+		for _, d := range append(m.Layers, m.Config) {
+			out = append(out, d.Digest)
+		}
 	}
-	return out
+	return out, nil
+}
+
+// maxManifest bounds a manifest, as the distribution specification suggests.
+const maxManifest = 4 << 20
+
+// manifest is what an OCI image manifest refers to.
+type manifest struct {
+	Config descriptor   `json:"config"`
+	Layers []descriptor `json:"layers"`
+}
+
+type descriptor struct {
+	Digest digest.Digest `json:"digest"`
 }

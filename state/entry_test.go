@@ -53,7 +53,7 @@ func samples() []state.Entry {
 			}
 		}
 		switch data.(type) {
-		case state.Bundle, state.Release:
+		case state.Bundle, state.Release, state.Apply:
 			e.Body = &state.Body{Digest: d, Size: 1, Type: release.TypeRecord}
 		}
 		e.Subject = []state.Subject{{Name: "shop", Digest: d}}

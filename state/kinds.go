@@ -147,7 +147,7 @@ type Release struct {
 	Release digest.Digest `json:"release"`
 }
 
-// Apply moves the head to a planned release.
+// Apply moves the head to a planned release. The entry's body is the plan.
 type Apply struct {
 	App        spec.AppName  `json:"app"`
 	Generation int           `json:"generation"`     // the new one
@@ -243,6 +243,9 @@ func (r Release) check(e Entry) error {
 }
 
 func (a Apply) check(e Entry) error {
+	if e.Body == nil || e.Body.Digest != a.Plan {
+		return errors.New("want the plan as body")
+	}
 	return errors.Join(somewhere(e), checkMove(a.App, a.Generation, a.Base), required(a.Release, a.Bundle, a.Plan))
 }
 

@@ -112,7 +112,14 @@ func (w *world) apply(t testing.TB, app spec.AppName, env spec.EnvName, componen
 	t.Helper()
 	bundle, rel := w.known(t, app, env, components...)
 	e, _ := w.now.Environment(env)
-	return w.try(w.entry(env, state.Apply{App: app, Generation: e.Head.Number + 1, Base: e.Head.Number, Release: rel, Bundle: bundle, Plan: digest.Of([]byte("plan"))}))
+	return w.try(w.applied(env, state.Apply{App: app, Generation: e.Head.Number + 1, Base: e.Head.Number, Release: rel, Bundle: bundle, Plan: digest.Of([]byte("plan"))}))
+}
+
+// applied is the entry of an apply, with a body.
+func (w *world) applied(env spec.EnvName, a state.Apply) state.Entry {
+	e := w.entry(env, a)
+	e.Body = &state.Body{Digest: a.Plan, Size: 1, Type: "application/json"}
+	return e
 }
 
 func (w *world) step(env spec.EnvName, s deploy.Step) error {
@@ -191,15 +198,15 @@ func TestIllegalEntriesAreRefused(t *testing.T) {
 		{"second genesis", fault.Conflict, func(w *world) state.Entry { return w.entry("", state.Genesis{Origin: "a", VKey: "b"}) }},
 		{"unknown release", fault.Conflict, func(w *world) state.Entry {
 			d := digest.Of([]byte("unknown"))
-			return w.entry("prod", state.Apply{App: "shop", Generation: 2, Base: 1, Release: d, Bundle: d, Plan: d})
+			return w.applied("prod", state.Apply{App: "shop", Generation: 2, Base: 1, Release: d, Bundle: d, Plan: d})
 		}},
 		{"stale base", fault.Conflict, func(w *world) state.Entry {
 			g, _ := w.now.Generation("prod", 1)
-			return w.entry("prod", state.Apply{App: "shop", Generation: 1, Release: g.Release, Bundle: g.Bundle, Plan: g.Release})
+			return w.applied("prod", state.Apply{App: "shop", Generation: 1, Release: g.Release, Bundle: g.Bundle, Plan: g.Release})
 		}},
 		{"release of another environment", fault.Conflict, func(w *world) state.Entry {
 			g, _ := w.now.Generation("prod", 1)
-			return w.entry("staging", state.Apply{App: "shop", Generation: 1, Release: g.Release, Bundle: g.Bundle, Plan: g.Release})
+			return w.applied("staging", state.Apply{App: "shop", Generation: 1, Release: g.Release, Bundle: g.Bundle, Plan: g.Release})
 		}},
 		{"rollback to what never was", fault.Conflict, func(w *world) state.Entry {
 			d := digest.Of([]byte("unknown"))
