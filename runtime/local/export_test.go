@@ -7,3 +7,9 @@ var DialIn = dialIn
 
 // DeleteLogs is what a removal does at most once a minute.
 func (h *Host) DeleteLogs(now time.Time) error { return h.deleteLogs(now) }
+
+// Restrict makes the host believe that its machine has less.
+func (h *Host) Restrict(less func(*Features)) {
+	less(&h.features)
+	h.roots.features, h.trees.features = h.features, h.features
+}

@@ -282,8 +282,7 @@ func (h *Host) dismantle() error {
 			return fmt.Errorf("unmounting %s: %w", m, err)
 		}
 	}
-	h.removeCgroups()
-	return errors.Join(os.RemoveAll(h.run), os.Remove(h.run+".lock"))
+	return errors.Join(h.removeCgroups(), os.RemoveAll(h.run), os.Remove(h.run+".lock"))
 }
 
 // mountsBelow returns the mount points at path and below, parents first.
@@ -311,11 +310,28 @@ func unescapeMount(s string) string {
 	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
 }
 
-// removeCgroups deletes the groups of instances and launcher, in every hierarchy; those that are not empty stay.
-func (h *Host) removeCgroups() {
-	dirs, _ := filepath.Glob("/sys/fs/cgroup/*" + h.cgroupParent())
+// removeCgroups deletes the groups of instances and launcher, in every hierarchy. A group is busy until the last process in it
+// has ended, which takes a moment longer than that process's locks.
+func (h *Host) removeCgroups() error {
+	dirs, err := filepath.Glob("/sys/fs/cgroup/*" + h.cgroupParent())
+	if err != nil {
+		return err
+	}
+	var errs []error
 	for _, d := range append(dirs, "/sys/fs/cgroup"+h.cgroupParent()) {
-		os.Remove(filepath.Join(d, "_launcher"))
-		os.Remove(d)
+		errs = append(errs, removeGroup(filepath.Join(d, "_launcher")), removeGroup(d))
+	}
+	return errors.Join(errs...)
+}
+
+func removeGroup(dir string) error {
+	for deadline := time.Now().Add(2 * time.Second); ; time.Sleep(2 * time.Millisecond) {
+		err := unix.Rmdir(dir)
+		if err == nil || errors.Is(err, unix.ENOENT) {
+			return nil
+		}
+		if !errors.Is(err, unix.EBUSY) || time.Now().After(deadline) {
+			return fmt.Errorf("deleting cgroup %s: %w", dir, err)
+		}
 	}
 }
