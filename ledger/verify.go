@@ -214,6 +214,9 @@ func (a *audit) section(ctx context.Context, first int64) *section {
 		s.err = &Damage{Object: "entry", First: i, Last: i, Want: fmt.Sprintf("%d entries", a.head.Size), Got: "none"}
 	}
 	s.above = stored
+	if s.err == nil && len(heads) > 0 {
+		s.err = heads[0].err
+	}
 	return s
 }
 
@@ -286,13 +289,14 @@ func (a *audit) checkpoints(ctx context.Context, first, end int64) []checkedHead
 		return nil
 	}
 	var out []checkedHead
+	size := first
 	for head, err := range a.source.Checkpoints(ctx, first+1, end) {
-		h := checkedHead{size: head.Size, err: err}
+		h := checkedHead{err: err}
 		if err == nil {
 			h.checkpoint, h.err = a.parse(head)
-		} else {
-			h.size = first + 1
 		}
+		size = max(size+1, head.Size)
+		h.size = size
 		out = append(out, h)
 	}
 	return out
@@ -307,7 +311,7 @@ type checkedHead struct {
 
 // atSize takes up the checkpoint of this size, if the ledger has one.
 func (s *section) atSize(size int64, heads *[]checkedHead) error {
-	for len(*heads) > 0 && (*heads)[0].size == size {
+	for len(*heads) > 0 && (*heads)[0].size <= size {
 		h := (*heads)[0]
 		*heads = (*heads)[1:]
 		if h.err != nil {

@@ -9,7 +9,6 @@ import (
 
 	"golang.org/x/mod/sumdb/note"
 
-	"github.com/invarhq/invar/fault"
 	"github.com/invarhq/invar/ledger"
 	"github.com/invarhq/invar/store"
 	"github.com/invarhq/invar/store/sqlite"
@@ -115,15 +114,4 @@ func TestLedgerIsThereAfterReopen(t *testing.T) {
 		t.Errorf("appending after reopening: %d, %v; want 1000", i, err)
 	}
 	log.Close()
-}
-
-func TestSecondServerIsRefused(t *testing.T) {
-	dir := t.TempDir()
-	s := create(t, dir)
-	defer s.Close()
-	_, err := sqlite.Open(t.Context(), dir)
-	if fault.KindOf(err) != fault.Conflict {
-		t.Fatalf("second open: %v, want a conflict", err)
-	}
-	t.Log(err)
 }

@@ -25,6 +25,7 @@ type Reader struct {
 	hashes      *sql.Stmt
 	oneByOne    *sql.Stmt
 	checkpoints *sql.Stmt
+	newest      *sql.Stmt
 	snapshot    *sql.Stmt
 }
 
@@ -74,7 +75,9 @@ func newReader(ctx context.Context, dsn string) (_ *Reader, err error) {
 			WHERE first >= coalesce((SELECT max(first) FROM hashes WHERE first <= ?1), 0) AND first <= ?2 ORDER BY first`},
 		{&r.oneByOne, `SELECT (SELECT substr(data, 1 + (value - first) * 32, 32) FROM hashes WHERE first <= value ORDER BY first DESC LIMIT 1)
 			FROM json_each(?) ORDER BY key`},
-		{&r.checkpoints, "SELECT size, note FROM checkpoints WHERE size >= ? AND size <= ? ORDER BY size"},
+		{&r.checkpoints, `SELECT size, number, note FROM checkpoints
+			WHERE size >= coalesce((SELECT max(size) FROM checkpoints WHERE size < ?1), ?1) AND size <= ?2 ORDER BY size`},
+		{&r.newest, "SELECT size, number FROM checkpoints ORDER BY size DESC LIMIT 1"},
 		{&r.snapshot, "SELECT size, state FROM snapshot WHERE one = 1"},
 	} {
 		if *p.stmt, err = r.db.PrepareContext(ctx, p.text); err != nil {
@@ -236,16 +239,62 @@ func (r *Reader) lacksHash(ctx context.Context, i int64) error {
 	return err
 }
 
-// Checkpoints yields checkpoints; see store.Store.
+// Checkpoints yields checkpoints; see store.Store. A damaged row can hide those behind it, so their numbers are
+// checked, from the one before the range to the newest, if that is in the range.
 func (r *Reader) Checkpoints(ctx context.Context, from, to int64) iter.Seq2[store.Head, error] {
 	return func(yield func(store.Head, error) bool) {
-		_, err := r.scan(ctx, r.checkpoints, from, to, func(size int64, data []byte) (bool, error) {
-			return yield(store.Head{Size: size, Checkpoint: append([]byte(nil), data...)}, nil), nil
-		})
+		newest, err := r.newestIn(ctx, to)
+		next := int64(0) // number of the next one
+		more := true
+		if err == nil {
+			next, more, err = r.walk(ctx, from, to, yield)
+		}
+		if err == nil && more && next <= newest {
+			err = fault.Errorf(fault.Corrupt, "checkpoint number %d is missing", next)
+		}
 		if err != nil {
-			yield(store.Head{}, fmt.Errorf("reading checkpoints: %w", err))
+			yield(store.Head{}, fmt.Errorf("reading checkpoints: %w", classify(err)))
 		}
 	}
+}
+
+// newestIn returns the number of the newest checkpoint, or -1 when its size is beyond to.
+func (r *Reader) newestIn(ctx context.Context, to int64) (int64, error) {
+	var size, number int64
+	err := r.newest.QueryRowContext(ctx).Scan(&size, &number)
+	if errors.Is(err, sql.ErrNoRows) {
+		return -1, nil
+	}
+	if size > to {
+		number = -1
+	}
+	return number, err
+}
+
+// walk yields the checkpoints in a range, and returns the number that the next one will have.
+func (r *Reader) walk(ctx context.Context, from, to int64, yield func(store.Head, error) bool) (next int64, more bool, err error) {
+	rows, err := r.checkpoints.QueryContext(ctx, from, to)
+	if err != nil {
+		return 0, false, err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var head store.Head
+		var number int64
+		if err := rows.Scan(&head.Size, &number, &head.Checkpoint); err != nil {
+			return 0, false, err
+		}
+		if head.Size >= from { // not the one before the range
+			if number != next {
+				return 0, false, fault.Errorf(fault.Corrupt, "checkpoint number %d is missing", next)
+			}
+			if !yield(head, nil) {
+				return 0, false, nil
+			}
+		}
+		next = number + 1
+	}
+	return next, true, rows.Err()
 }
 
 // Snapshot returns the stored snapshot; see store.Store.

@@ -5,7 +5,8 @@
 //	entries(idx, data)       one row an entry, numbered from 0 without a gap
 //	hashes(first, data)      rows of up to 120 hashes of 32 bytes, of one commit, the first of which
 //	                         has the index first in the order of tlog.StoredHashIndex
-//	checkpoints(size, note)  one row a commit: its signed note
+//	checkpoints(size, number, note)
+//	                         one row a commit: its signed note, numbered from 0 without a gap
 //	snapshot(one, size, state)
 //
 // PRAGMA application_id is 0x696e7661 ("inva"), PRAGMA user_version is the format. Rows of the first three
@@ -55,7 +56,7 @@ const (
 const schema = `
 CREATE TABLE entries     (idx   INTEGER PRIMARY KEY, data BLOB NOT NULL) STRICT;
 CREATE TABLE hashes      (first INTEGER PRIMARY KEY, data BLOB NOT NULL) STRICT;
-CREATE TABLE checkpoints (size  INTEGER PRIMARY KEY, note BLOB NOT NULL) STRICT;
+CREATE TABLE checkpoints (size  INTEGER PRIMARY KEY, number INTEGER NOT NULL, note BLOB NOT NULL) STRICT;
 CREATE TABLE snapshot    (one   INTEGER PRIMARY KEY CHECK (one = 1), size INTEGER NOT NULL, state BLOB NOT NULL) STRICT;
 
 CREATE TRIGGER entries_stay      BEFORE UPDATE ON entries     BEGIN SELECT RAISE(ABORT, 'entries are immutable');     END;
@@ -74,7 +75,7 @@ type Store struct {
 
 	mu         sync.Mutex // guards the connection
 	conn       *sql.Conn
-	size       *sql.Stmt
+	newest     *sql.Stmt
 	entry      *sql.Stmt
 	hashes     *sql.Stmt
 	checkpoint *sql.Stmt
@@ -167,10 +168,10 @@ func (s *Store) openWriter(ctx context.Context, dir string) (err error) {
 		stmt **sql.Stmt
 		text string
 	}{
-		{&s.size, "SELECT coalesce(max(size), 0), count(size) FROM (SELECT size FROM checkpoints ORDER BY size DESC LIMIT 1)"},
+		{&s.newest, "SELECT coalesce(max(size), 0), coalesce(max(number) + 1, 0) FROM (SELECT size, number FROM checkpoints ORDER BY size DESC LIMIT 1)"},
 		{&s.entry, "INSERT INTO entries (idx, data) VALUES (?, ?)"},
 		{&s.hashes, "INSERT INTO hashes (first, data) VALUES (?, ?)"},
-		{&s.checkpoint, "INSERT INTO checkpoints (size, note) VALUES (?, ?)"},
+		{&s.checkpoint, "INSERT INTO checkpoints (size, number, note) VALUES (?, ?, ?)"},
 	} {
 		if *p.stmt, err = s.conn.PrepareContext(ctx, p.text); err != nil {
 			return classify(err)
@@ -222,7 +223,7 @@ func (s *Store) Append(ctx context.Context, size int64, b store.Batch) error {
 
 func (s *Store) insert(ctx context.Context, size int64, b store.Batch) error {
 	var have, commits int64
-	if err := s.size.QueryRowContext(ctx).Scan(&have, &commits); err != nil {
+	if err := s.newest.QueryRowContext(ctx).Scan(&have, &commits); err != nil {
 		return err
 	}
 	if have != size {
@@ -243,7 +244,7 @@ func (s *Store) insert(ctx context.Context, size int64, b store.Batch) error {
 		}
 		first += int64(len(run))
 	}
-	_, err := s.checkpoint.ExecContext(ctx, size+int64(len(b.Entries)), b.Checkpoint)
+	_, err := s.checkpoint.ExecContext(ctx, size+int64(len(b.Entries)), commits, b.Checkpoint)
 	return err
 }
 
@@ -280,6 +281,11 @@ func (s *Store) Close() error {
 	var errs []error
 	if s.Reader != nil {
 		errs = append(errs, s.Reader.Close())
+	}
+	for _, stmt := range []*sql.Stmt{s.newest, s.entry, s.hashes, s.checkpoint} {
+		if stmt != nil { // database/sql does not close those of a single connection, which would stay open
+			errs = append(errs, stmt.Close())
+		}
 	}
 	if s.conn != nil {
 		errs = append(errs, s.conn.Close())
