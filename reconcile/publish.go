@@ -19,8 +19,8 @@ const (
 	checkEvery = time.Second
 )
 
-// publisher keeps the one route table of the server. Environments set their parts; whatever parts came while a table was on
-// its way go into the next one together.
+// publisher keeps the one route table of the server. Environments set their parts, each a table of its own; whatever parts came
+// while a table was on its way go into the next one together.
 type publisher struct {
 	traffic Traffic
 	log     *slog.Logger
@@ -28,7 +28,7 @@ type publisher struct {
 	drain   chan struct{}
 
 	mu       sync.Mutex
-	parts    map[spec.EnvName]gateway.Env
+	parts    map[spec.EnvName]gateway.Table
 	expected map[spec.EnvName]bool // have not set a part yet; no table goes out before, since it would lack theirs
 	set      uint64                // parts set
 	inForce  uint64                // of these, how many are in the table in force
@@ -43,7 +43,7 @@ type publisher struct {
 func newPublisher(traffic Traffic, log *slog.Logger) *publisher {
 	return &publisher{
 		traffic: traffic, log: log, dirty: make(chan struct{}, 1), drain: make(chan struct{}, 1),
-		parts: map[spec.EnvName]gateway.Env{}, expected: map[spec.EnvName]bool{}, forced: make(chan struct{}),
+		parts: map[spec.EnvName]gateway.Table{}, expected: map[spec.EnvName]bool{}, forced: make(chan struct{}),
 		draining: map[spec.EnvName]func(){},
 	}
 }
@@ -51,11 +51,18 @@ func newPublisher(traffic Traffic, log *slog.Logger) *publisher {
 // expect holds the first table back until the environment has set its part.
 func (p *publisher) expect(name spec.EnvName) { p.expected[name] = true }
 
-// put sets an environment's part, and returns what to wait for until it is in force.
+// put sets an environment's part, and returns what to wait for until it is in force. A part that no gateway would take
+// leaves the one before it in force, so that it can't hold up the others.
 func (p *publisher) put(part gateway.Env) uint64 {
+	table := gateway.Build(gateway.Input{Envs: []gateway.Env{part}})
+	err := table.Check()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.parts[part.Name] = part
+	if err != nil {
+		p.log.Error("leaving an environment's traffic as it is", "env", part.Name, "error", err)
+	} else {
+		p.parts[part.Name] = table
+	}
 	delete(p.expected, part.Name)
 	p.set++
 	signal(p.dirty)
@@ -157,11 +164,11 @@ func (p *publisher) adopt(ctx context.Context) bool {
 func (p *publisher) publish(ctx context.Context) {
 	var delay retry
 	for ctx.Err() == nil {
-		input, number, complete := p.gather()
+		parts, number, complete := p.gather()
 		if !complete {
 			return
 		}
-		table := gateway.Build(input)
+		table := join(parts)
 		p.serial++
 		table.Serial = p.serial
 		err := p.traffic.Apply(ctx, table)
@@ -177,18 +184,43 @@ func (p *publisher) publish(ctx context.Context) {
 	}
 }
 
-// gather returns the parts in order, and the number of the last; not complete while an expected one is missing.
-func (p *publisher) gather() (gateway.Input, uint64, bool) {
+// gather returns the parts by environment, and the number of the last; not complete while an expected one is missing.
+func (p *publisher) gather() ([]gateway.Table, uint64, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if len(p.expected) > 0 {
-		return gateway.Input{}, 0, false
+		return nil, 0, false
 	}
-	var in gateway.Input
+	parts := make([]gateway.Table, 0, len(p.parts))
 	for _, name := range slices.Sorted(maps.Keys(p.parts)) {
-		in.Envs = append(in.Envs, p.parts[name])
+		parts = append(parts, p.parts[name])
 	}
-	return in, p.set, true
+	return parts, p.set, true
+}
+
+// join makes one table of those of all environments. Of two routes with one host and path, or one address, the first
+// environment's stays, as gateway.Build has it; names of services and instances are never shared.
+func join(parts []gateway.Table) gateway.Table {
+	var all gateway.Table
+	paths, addresses := map[[2]string]bool{}, map[string]bool{}
+	for _, t := range parts {
+		all.Backends = append(all.Backends, t.Backends...)
+		all.Services = append(all.Services, t.Services...)
+		all.Inside = append(all.Inside, t.Inside...)
+		for _, r := range t.HTTP {
+			if key := [2]string{r.Host, r.Path}; !paths[key] {
+				paths[key] = true
+				all.HTTP = append(all.HTTP, r)
+			}
+		}
+		for _, l := range t.TCP {
+			if !addresses[l.Address] {
+				addresses[l.Address] = true
+				all.TCP = append(all.TCP, l)
+			}
+		}
+	}
+	return all.Canonical()
 }
 
 func (p *publisher) force(number uint64) {
