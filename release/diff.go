@@ -316,10 +316,10 @@ func fileCause(name string, old, new *File) Cause {
 	a, aText := contentOf(old)
 	b, bText := contentOf(new)
 	if old != nil {
-		out.Old = new2(digest.Of(a))
+		out.Old = digestText(digest.Of(a))
 	}
 	if new != nil {
-		out.New = new2(digest.Of(b))
+		out.New = digestText(digest.Of(b))
 	}
 	if !aText || !bText {
 		return out
@@ -336,7 +336,7 @@ func fileCause(name string, old, new *File) Cause {
 	return out
 }
 
-func new2(d digest.Digest) *string { return new(string(d)) }
+func digestText(d digest.Digest) *string { return new(string(d)) }
 
 func contentOf(f *File) (content []byte, isText bool) {
 	if f == nil {

@@ -48,6 +48,9 @@ func (m *Module) Evaluate(env spec.EnvName, vars map[string]string) (spec.App, D
 }
 
 func (m *Module) evaluate(env spec.EnvName, vars map[string]string) (spec.App, Diagnostics) {
+	if m.broken {
+		return spec.App{}, nil
+	}
 	e := &evaluator{
 		sink: sink{sources: m.sources}, m: m, funcs: m.functions(), late: map[string]bool{}, cyclic: map[string]bool{},
 		bad: map[spec.Range]failed{}, items: map[spec.Range]*item{},

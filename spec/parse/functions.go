@@ -14,6 +14,7 @@ import (
 	"net/netip"
 	"net/url"
 	"path"
+	"regexp"
 	"slices"
 	"strings"
 	"unicode/utf8"
@@ -51,7 +52,7 @@ var pure = map[string]function.Function{
 	"tonumber": stdlib.MakeToFunc(cty.Number), "toset": stdlib.MakeToFunc(cty.Set(cty.DynamicPseudoType)), "tostring": stdlib.MakeToFunc(cty.String),
 
 	"jsonencode": stdlib.JSONEncodeFunc, "jsondecode": stdlib.JSONDecodeFunc, "csvdecode": stdlib.CSVDecodeFunc,
-	"yamlencode": yaml.YAMLEncodeFunc, "yamldecode": yaml.YAMLDecodeFunc,
+	"yamlencode": yaml.YAMLEncodeFunc, "yamldecode": yamlDecode,
 	"base64encode": ofText(func(s string) (string, error) { return base64.StdEncoding.EncodeToString([]byte(s)), nil }),
 	"base64decode": ofText(decodeBase64), "urlencode": ofText(func(s string) (string, error) { return url.QueryEscape(s), nil }),
 
@@ -227,6 +228,35 @@ func predicate(f func(s, part string) bool) function.Function {
 			return cty.BoolVal(f(args[0].AsString(), args[1].AsString())), nil
 		},
 	})
+}
+
+// yamlAlias is where YAML repeats what it has named. The decoder expands each, and they can double each other.
+var yamlAlias = regexp.MustCompile(`(?m)(?:^|[\s\[{,:?-])\*[^\s,\[\]{}]`)
+
+const maxAliases = 20
+
+// yamlDecode refuses documents with more aliases than people write.
+var yamlDecode = function.New(&function.Spec{
+	Params: []function.Parameter{{Name: "text", Type: cty.String}},
+	Type: func(args []cty.Value) (cty.Type, error) {
+		if !args[0].IsKnown() {
+			return cty.DynamicPseudoType, nil
+		}
+		v, err := decodeYAML(args[0])
+		return v.Type(), err
+	},
+	Impl: func(args []cty.Value, _ cty.Type) (cty.Value, error) { return decodeYAML(args[0]) },
+})
+
+func decodeYAML(src cty.Value) (cty.Value, error) {
+	if n := len(yamlAlias.FindAllStringIndex(src.AsString(), maxAliases+1)); n > maxAliases {
+		return cty.DynamicVal, function.NewArgErrorf(0, "the document has more than %d aliases", maxAliases)
+	}
+	v, err := yaml.YAMLDecodeFunc.Call([]cty.Value{src})
+	if err != nil {
+		return cty.DynamicVal, err
+	}
+	return v, nil
 }
 
 func decodeBase64(s string) (string, error) {

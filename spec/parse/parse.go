@@ -56,6 +56,8 @@ type Module struct {
 	lock    image.Lock
 	sources sources     // of the *.hcl files; never changes after Load
 	found   Diagnostics // by Load
+	broken  bool        // a file has no syntax: what follows from what is missing is not reported
+	noLock  bool        // there is a lock, but it can't be read
 
 	mu   sync.Mutex
 	read map[string]contents // files that evaluation asked for
@@ -79,10 +81,15 @@ func Load(fsys fs.FS) (*Module, Diagnostics) {
 			s.merge(merged, body)
 		}
 	}
+	m.broken = m.broken || len(m.sources) == 0
 	m.loadLock(s)
-	m.root = s.shape(fileBlock, merged, nil, hcl.Range{Filename: MainFile})
-	m.appName(s)
-	s.environments(m.root)
+	shape := s
+	if m.broken { // what is left of the files is only good for App and Environments
+		shape = &sink{sources: m.sources}
+	}
+	m.root = shape.shape(fileBlock, merged, nil, hcl.Range{Filename: MainFile})
+	m.appName(shape)
+	shape.environments(m.root)
 	m.found = s.list.sorted()
 	return m, m.found
 }
@@ -109,16 +116,19 @@ func (s *sink) configFiles(fsys fs.FS) []string {
 func (m *Module) parse(s *sink, name string) *hclsyntax.Body {
 	src, err := readLimited(m.fsys, name, maxSourceBytes)
 	if err != nil {
+		m.broken = true
 		s.errorf(hcl.Range{Filename: name}, "File not readable", "", "Reading the configuration: %v.", err)
 		return nil
 	}
 	m.sources[name] = src
 	if deep(src) {
+		m.broken = true
 		s.errorf(hcl.Range{Filename: name}, "Nested too deeply", "", "The file has more than %d brackets or operators inside each other.", maxDepth)
 		return nil
 	}
 	file, diags := hclsyntax.ParseConfig(src, name, hcl.InitialPos)
 	s.hcl(diags)
+	m.broken = m.broken || diags.HasErrors()
 	if file == nil {
 		return nil
 	}
@@ -162,12 +172,13 @@ func (m *Module) loadLock(s *sink) {
 		return
 	}
 	if err != nil {
+		m.noLock = true
 		s.errorf(hcl.Range{Filename: LockFile}, "File not readable", "", "Reading the lock: %v.", err)
 		return
 	}
 	m.sources[LockFile] = src
 	lock, diags := ReadLock(src, LockFile)
-	m.lock = lock
+	m.lock, m.noLock = lock, diags.HasErrors()
 	s.list = append(s.list, diags...)
 }
 
@@ -207,7 +218,7 @@ func (m *Module) appName(s *sink) {
 
 // environments checks that there is one at all.
 func (s *sink) environments(root *item) {
-	if len(root.kids["environment"]) == 0 && len(s.list) == 0 {
+	if len(root.kids["environment"]) == 0 {
 		s.errorf(root.head, "No environment", `Add: environment "staging" {}`, "The app goes nowhere: it has no environment block.")
 	}
 }

@@ -249,11 +249,32 @@ func (e *evaluator) locals(sc scope, into map[string]cty.Value, late bool) map[s
 		if !e.localNames(expr) {
 			continue
 		}
-		if v, ok := e.value(expr, sc.with("local", object(seen)), cty.DynamicPseudoType); ok {
+		v, ok := e.value(expr, sc.with("local", object(seen)), cty.DynamicPseudoType)
+		switch {
+		case !ok:
+		case textBytes(v) > maxLocalBytes:
+			e.errorf(expr.Range(), "Value too large", "", "Local value %q has more than %s of text.", n, spec.FormatSize(maxLocalBytes))
+		default:
 			out[n] = v
 		}
 	}
 	return out
+}
+
+// maxLocalBytes bounds a local value, so that a few that double each other don't fill the memory.
+const maxLocalBytes = 8 << 20
+
+func textBytes(v cty.Value) int {
+	total := 0
+	// The callback never fails, so Walk doesn't.
+	_ = cty.Walk(v, func(_ cty.Path, x cty.Value) (bool, error) {
+		total++
+		if x.Type() == cty.String && x.IsKnown() && !x.IsNull() {
+			total += len(x.AsString())
+		}
+		return total <= maxLocalBytes, nil
+	})
+	return total
 }
 
 // localNames checks that the locals that a local refers to exist, against all of them.
