@@ -310,7 +310,7 @@ func unescapeMount(s string) string {
 	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
 }
 
-// removeCgroups deletes the groups of instances and launcher, in every hierarchy. A group is busy until the last process in it
+// removeCgroups deletes the groups of launcher and instances, in every hierarchy. A group is busy until the last process in it
 // has ended, which takes a moment longer than that process's locks.
 func (h *Host) removeCgroups() error {
 	dirs, err := filepath.Glob("/sys/fs/cgroup/*" + h.cgroupParent())
@@ -319,7 +319,16 @@ func (h *Host) removeCgroups() error {
 	}
 	var errs []error
 	for _, d := range append(dirs, "/sys/fs/cgroup"+h.cgroupParent()) {
-		errs = append(errs, removeGroup(filepath.Join(d, "_launcher")), removeGroup(d))
+		var groups []string
+		filepath.WalkDir(d, func(p string, e fs.DirEntry, err error) error {
+			if err == nil && e.IsDir() {
+				groups = append(groups, p)
+			}
+			return nil
+		})
+		for _, g := range slices.Backward(groups) {
+			errs = append(errs, removeGroup(g))
+		}
 	}
 	return errors.Join(errs...)
 }
