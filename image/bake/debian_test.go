@@ -96,7 +96,7 @@ func TestDebianPostgreSQLAndNginxRun(t *testing.T) {
 	}
 	chroot(t, dir, "id", "postgres")
 	chroot(t, dir, "mkdir", "-m", "0777", "/data")
-	chroot(t, dir, "sh", "-c", "mknod -m 666 /dev/null c 1 3 || :; mknod -m 666 /dev/urandom c 1 9 || :")
+	chroot(t, dir, "sh", "-c", "umask 0; mknod /dev/null c 1 3; mknod /dev/urandom c 1 9")
 	chroot(t, dir, "setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups",
 		"/usr/lib/postgresql/15/bin/initdb", "--no-sync", "-D", "/data/db")
 	if got := chroot(t, dir, "nginx", "-v"); !strings.Contains(got, "nginx/1.") {

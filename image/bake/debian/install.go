@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"github.com/invarhq/invar/fault"
 	"github.com/invarhq/invar/image"
@@ -36,19 +37,68 @@ func (c Cache) Build(ctx context.Context, arch string, locked image.LockedImage,
 	if err := a.fetchLocked(ctx, locked.Packages, progress); err != nil {
 		return err
 	}
-	dir, err := os.MkdirTemp(c.Dir, "install-*")
+	work, err := a.workspace(locked.Packages)
 	if err != nil {
 		return diskFull(err)
 	}
-	defer os.RemoveAll(dir)
-	if err := a.install(ctx, dir, locked.Packages, date, progress); err != nil {
+	defer work.remove()
+	if err := a.install(ctx, work, locked.Packages, date, progress); err != nil {
 		return err
 	}
-	root := filepath.Join(dir, "root")
-	if err := scrub(root); err != nil {
+	if err := scrub(work.root); err != nil {
 		return fmt.Errorf("cleaning up after installation: %w", err)
 	}
-	return pack(ctx, root, date, w)
+	return pack(ctx, work.root, date, w)
+}
+
+// workspace is where packages are installed.
+type workspace struct {
+	root string // the file system
+	debs string // links to the packages
+}
+
+func (w workspace) remove() {
+	os.RemoveAll(w.root)
+	os.RemoveAll(w.debs)
+}
+
+// workspace makes one. dpkg syncs thousands of small writes, of which nothing is kept: so the file system
+// is made in memory where there is plenty.
+func (a apt) workspace(packages []image.LockedPackage) (workspace, error) {
+	var size int64
+	for _, p := range packages {
+		size += p.SizeBytes
+	}
+	parent := filepath.Dir(a.dir)
+	if roomy(memory, 20*size) {
+		parent = memory
+	}
+	root, err := os.MkdirTemp(parent, "invar-install-*")
+	if err != nil {
+		return workspace{}, err
+	}
+	w := workspace{root: root}
+	if err := os.Chmod(root, 0o755); err != nil {
+		w.remove()
+		return workspace{}, err
+	}
+	if w.debs, err = os.MkdirTemp(filepath.Dir(a.dir), "packages-*"); err != nil {
+		w.remove()
+		return workspace{}, err
+	}
+	return w, nil
+}
+
+// memory is where Linux systems have a tmpfs for POSIX shared memory.
+const memory = "/dev/shm"
+
+// roomy reports whether dir is a tmpfs on which programs can be run, with so much space.
+func roomy(dir string, sizeBytes int64) bool {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return false
+	}
+	return st.Type == unix.TMPFS_MAGIC && st.Flags&unix.ST_NOEXEC == 0 && int64(st.Bavail)*st.Bsize >= sizeBytes
 }
 
 // fetchLocked fetches while holding the lock on apt's state.
@@ -61,13 +111,13 @@ func (a apt) fetchLocked(ctx context.Context, packages []image.LockedPackage, pr
 	return a.fetch(ctx, packages, progress)
 }
 
-// install unpacks all packages below dir/root and lets dpkg, in it, install them.
-func (a apt) install(ctx context.Context, dir string, packages []image.LockedPackage, date time.Time, progress Progress) error {
-	root, debs := filepath.Join(dir, "root"), filepath.Join(dir, "debs")
+// install unpacks all packages and lets dpkg, inside of them, install them.
+func (a apt) install(ctx context.Context, w workspace, packages []image.LockedPackage, date time.Time, progress Progress) error {
+	root := w.root
 	if err := a.skeleton(root); err != nil {
 		return diskFull(err)
 	}
-	if err := a.gather(debs, packages); err != nil {
+	if err := a.gather(w.debs, packages); err != nil {
 		return diskFull(err)
 	}
 	progress("unpacking", 0, 0)
@@ -75,7 +125,7 @@ func (a apt) install(ctx context.Context, dir string, packages []image.LockedPac
 		return err
 	}
 	progress("configuring", 0, 0)
-	return a.configureAll(ctx, root, debs, date)
+	return a.configureAll(ctx, root, w.debs, date)
 }
 
 // skeleton makes what must be there before the first package: the merged /usr, dpkg's empty database, a policy
@@ -118,9 +168,6 @@ const (
 
 // gather links the packages under names that sort as the lock does, which is the order in which dpkg sees them.
 func (a apt) gather(dir string, packages []image.LockedPackage) error {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
-	}
 	for _, p := range packages {
 		if err := os.Link(a.deb(p), filepath.Join(dir, p.Name+"_"+p.Architecture+".deb")); err != nil {
 			return err
