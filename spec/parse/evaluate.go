@@ -41,16 +41,34 @@ type evaluator struct {
 // vars override variables by name, for a plan or an apply by hand; their text is the value of a string
 // variable, and an HCL expression for any other. A bundle is always evaluated with none.
 //
-// Problems of Load are among the diagnostics. The App is only usable when none of them is an error.
+// Problems of Load are among the diagnostics. The App is only usable when none of them is an error. Callers
+// share it, and don't change it.
 func (m *Module) Evaluate(env spec.EnvName, vars map[string]string) (spec.App, Diagnostics) {
 	app, diags := m.evaluate(env, vars)
 	return app, append(slices.Clone(m.found), diags...).sorted()
 }
 
+// evaluate is Evaluate without the problems of Load.
 func (m *Module) evaluate(env spec.EnvName, vars map[string]string) (spec.App, Diagnostics) {
 	if m.broken {
 		return spec.App{}, nil
 	}
+	if len(vars) > 0 {
+		return m.evaluateNow(env, vars)
+	}
+	m.mu.Lock()
+	was, ok := m.done[env]
+	m.mu.Unlock()
+	if !ok {
+		was.app, was.diags = m.evaluateNow(env, nil)
+		m.mu.Lock()
+		m.done[env] = was
+		m.mu.Unlock()
+	}
+	return was.app, was.diags
+}
+
+func (m *Module) evaluateNow(env spec.EnvName, vars map[string]string) (spec.App, Diagnostics) {
 	e := &evaluator{
 		sink: sink{sources: m.sources}, m: m, funcs: m.functions(), late: map[string]bool{}, cyclic: map[string]bool{},
 		bad: map[spec.Range]failed{}, items: map[spec.Range]*item{},

@@ -60,7 +60,14 @@ type Module struct {
 	noLock  bool        // there is a lock, but it can't be read
 
 	mu   sync.Mutex
-	read map[string]contents // files that evaluation asked for
+	read map[string]contents        // files that evaluation asked for
+	done map[spec.EnvName]evaluated // without overrides; evaluation is pure, so once is enough
+}
+
+// evaluated is what evaluate returned.
+type evaluated struct {
+	app   spec.App
+	diags Diagnostics
 }
 
 // contents is what reading a file gave, once and for all: evaluation sees one state of the directory.
@@ -73,7 +80,7 @@ type contents struct {
 // bundle. It returns the problems of their shape; Validate returns these too, with all others. The module is
 // never nil.
 func Load(fsys fs.FS) (*Module, Diagnostics) {
-	m := &Module{fsys: fsys, sources: sources{}, read: map[string]contents{}, lock: image.Lock{Images: map[string]image.LockedImage{}}}
+	m := &Module{fsys: fsys, sources: sources{}, read: map[string]contents{}, done: map[spec.EnvName]evaluated{}, lock: image.Lock{Images: map[string]image.LockedImage{}}}
 	s := &sink{sources: m.sources}
 	merged := &hclsyntax.Body{Attributes: hclsyntax.Attributes{}}
 	for _, name := range s.configFiles(fsys) {
