@@ -55,7 +55,7 @@ func (l *launcher) load(id string) (*record, error) {
 	if !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
-	r.status = wire.Status{ID: id, State: wire.Created, PID: r.engine.pid(), StartedAt: r.startedAt()}
+	r.status = wire.Status{ID: id, Attempt: r.create.Attempt, State: wire.Created, PID: r.engine.pid(), StartedAt: r.startedAt()}
 	if !r.status.StartedAt.IsZero() {
 		r.status.State = wire.Running
 	}

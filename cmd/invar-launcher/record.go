@@ -124,7 +124,9 @@ func (r *record) make() (err error) {
 	if err != nil {
 		return err
 	}
-	r.set(func(s *wire.Status) { *s = wire.Status{ID: r.id, State: wire.Created, PID: r.engine.pid()} })
+	r.set(func(s *wire.Status) {
+		*s = wire.Status{ID: r.id, Attempt: r.create.Attempt, State: wire.Created, PID: r.engine.pid()}
+	})
 	return nil
 }
 

@@ -30,11 +30,12 @@ type inst struct {
 	spec runtime.Spec
 	act  sync.Mutex // held by Create and Remove: one at a time
 
-	seen   instance.Observation // State Absent while it is being created
-	gone   chan struct{}        // closed when it has exited or is removed
-	ended  bool                 // gone is closed
-	checks context.CancelFunc   // ends the health checks; nil when none run
-	dead   bool                 // removed from the Host: a late Create must not go on with it
+	attempt string               // of the launcher's creation that seen is about; "" when an earlier Host made it
+	seen    instance.Observation // State Absent while it is being created
+	gone    chan struct{}        // closed when it has exited or is removed
+	ended   bool                 // gone is closed
+	checks  context.CancelFunc   // ends the health checks; nil when none run
+	dead    bool                 // removed from the Host: a late Create must not go on with it
 }
 
 func newInst(spec runtime.Spec) *inst {
@@ -150,9 +151,17 @@ func (h *Host) createClaimed(ctx context.Context, i *inst, spec runtime.Spec) (a
 	}
 	if err := h.make(ctx, i); err != nil {
 		err = errors.Join(err, h.discard(context.WithoutCancel(ctx), i))
-		return false, fmt.Errorf("creating instance %s: %w", spec.Identity.ID, err)
+		return false, unavailable(fmt.Errorf("creating instance %s: %w", spec.Identity.ID, err))
 	}
 	return false, nil
+}
+
+// unavailable gives an error without a kind the one that the contract has for all others.
+func unavailable(err error) error {
+	if err != nil && fault.KindOf(err) == "" {
+		return fault.As(fault.Unavailable, err)
+	}
+	return err
 }
 
 // make does the work of Create. A crash in it leaves an instance that the launcher may not know; the next Host discards it then.
@@ -169,6 +178,7 @@ func (h *Host) make(ctx context.Context, i *inst) error {
 	if i.spec.Isolation == "gvisor" {
 		request.Create.Runtime = h.features.GVisor.Path
 	}
+	h.begin(i, request.Create)
 	response, err := h.launcher.call(ctx, request)
 	for n := 0; errors.Is(err, errBroken) && n < 3; n++ { // the launcher died over it: what it left goes first
 		if _, err := h.launcher.callRepeated(ctx, wire.Request{Op: wire.OpRemove, ID: id}); err != nil {
@@ -177,6 +187,7 @@ func (h *Host) make(ctx context.Context, i *inst) error {
 		if err := os.RemoveAll(filepath.Join(h.dir(i.spec.Identity.ID), "oci")); err != nil {
 			return err
 		}
+		h.begin(i, request.Create)
 		response, err = h.launcher.call(ctx, request)
 	}
 	if err != nil {
@@ -184,6 +195,19 @@ func (h *Host) make(ctx context.Context, i *inst) error {
 	}
 	h.apply(response.Instances)
 	return nil
+}
+
+// begin begins an attempt to create i: what is told of earlier ones no longer counts. The caller holds act.
+func (h *Host) begin(i *inst, c *wire.Create) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.attempts++
+	c.Attempt = fmt.Sprintf("%d-%d-%d", os.Getpid(), time.Now().UnixNano(), h.attempts)
+	i.attempt = c.Attempt
+	i.seen = instance.Observation{Identity: i.spec.Identity}
+	if i.ended {
+		i.ended, i.gone = false, make(chan struct{})
+	}
 }
 
 // Start implements runtime.Host.
@@ -205,7 +229,7 @@ func (h *Host) Start(ctx context.Context, id instance.ID) error {
 	}
 	response, err := h.launcher.callRepeated(ctx, wire.Request{Op: wire.OpStart, ID: string(id)})
 	h.apply(response.Instances)
-	return err
+	return unavailable(err)
 }
 
 // Stop implements runtime.Host.
@@ -242,10 +266,17 @@ func (h *Host) signalAndWait(ctx context.Context, i *inst, signal int, limit tim
 	if err != nil {
 		return false, fmt.Errorf("stopping instance %s: %w", id, err)
 	}
+	h.mu.Lock()
+	gone = i.ended
+	ended := i.gone
+	h.mu.Unlock()
+	if gone {
+		return true, nil
+	}
 	timer := time.NewTimer(limit)
 	defer timer.Stop()
 	select {
-	case <-i.gone:
+	case <-ended:
 		return true, nil
 	case <-timer.C:
 		return false, nil
@@ -316,7 +347,10 @@ func (h *Host) apply(statuses []wire.Status) {
 	defer h.mu.Unlock()
 	for _, s := range statuses {
 		i, ok := h.instances[instance.ID(s.ID)]
-		if !ok || s.State == wire.Gone || order[instance.State(s.State)] <= order[i.seen.State] {
+		if ok && i.attempt == "" {
+			i.attempt = s.Attempt
+		}
+		if !ok || s.State == wire.Gone || s.Attempt != i.attempt || order[instance.State(s.State)] <= order[i.seen.State] {
 			continue
 		}
 		h.advance(i, s)

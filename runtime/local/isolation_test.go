@@ -1,6 +1,7 @@
 package local_test
 
 import (
+	"errors"
 	"fmt"
 	"net/url"
 	"os"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/invarhq/invar/fault"
 	"github.com/invarhq/invar/instance"
 	"github.com/invarhq/invar/runtime"
 	"github.com/invarhq/invar/runtime/local"
@@ -251,14 +253,24 @@ func TestUnknownUserAndBadMountPointAreInvalid(t *testing.T) {
 	for want, change := range map[string]func(*runtime.Spec){
 		`user "nobody"`:       func(s *runtime.Spec) { s.User = "nobody" },
 		"can't be mounted on": func(s *runtime.Spec) { s.Scratches = []runtime.Scratch{{Path: "/bin/server"}} },
+		"has no program":      func(s *runtime.Spec) { s.Args = []string{"/bin/absent"} },
+		`no program "data"`:   func(s *runtime.Spec) { s.Args = []string{"data"} },
 		"is not a directory":  func(s *runtime.Spec) { s.Scratches = []runtime.Scratch{{Path: "/bin/server/x"}} },
 	} {
 		s := m.spec("web-a", "sleep")
 		change(&s)
-		if err := m.host.Create(t.Context(), s); err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("error %v, want one with %s", err, want)
+		if err := m.host.Create(t.Context(), s); !errors.Is(err, fault.Invalid) || !strings.Contains(err.Error(), want) {
+			t.Errorf("error %v, want an invalid one with %s", err, want)
 		}
 	}
+}
+
+func TestProgramIsFoundByPath(t *testing.T) {
+	m := newMachine(t)
+	s := m.serving("web-a")
+	s.Args[0] = "server" // in /bin, by the default PATH
+	m.start(s)
+	m.until("web-a", "passing", passing)
 }
 
 // traces returns what is left of a machine: mounts, cgroups, files in memory.

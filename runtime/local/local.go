@@ -87,6 +87,7 @@ type Host struct {
 	instances map[instance.ID]*inst
 	changed   chan struct{} // nil when nobody asked since the last change
 	pruned    time.Time     // when logs were last deleted
+	attempts  int           // creations that were asked of the launcher
 }
 
 var _ runtime.Host = (*Host)(nil)

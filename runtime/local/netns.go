@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	goruntime "runtime"
 	"strconv"
-	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -21,8 +20,6 @@ import (
 type nets struct {
 	dir   string
 	ready chan *os.File
-	mu    sync.Mutex
-	shut  bool
 }
 
 func newNets(dir string, ahead int) *nets { return &nets{dir: dir, ready: make(chan *os.File, ahead)} }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -18,7 +19,7 @@ import (
 // defaultPIDs bounds the processes of an instance whose spec says nothing: a fork bomb stays its own.
 const defaultPIDs = 4096
 
-const defaultPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 // build makes all that an instance needs before its process, and returns its OCI runtime configuration.
 func (h *Host) build(_ context.Context, s runtime.Spec) (json.RawMessage, error) {
@@ -32,6 +33,9 @@ func (h *Host) build(_ context.Context, s runtime.Spec) (json.RawMessage, error)
 	}
 	who, err := lookupUser(rootDir, s.User)
 	if err != nil {
+		return nil, err
+	}
+	if err := lookProgram(rootDir, s); err != nil {
 		return nil, err
 	}
 	binds, err := h.writeFiles(s, rootDir, who)
@@ -68,11 +72,44 @@ func hostname(s runtime.Spec) string {
 	return strings.TrimRight(id[:min(len(id), 63)], "-")
 }
 
-func ociProcess(s runtime.Spec, who user) *specs.Process {
-	env := slices.Clone(s.Env)
-	if !slices.ContainsFunc(env, func(kv string) bool { return strings.HasPrefix(kv, "PATH=") }) {
-		env = append(env, defaultPath)
+// environment is the spec's, with a PATH.
+func environment(s runtime.Spec) (env []string, path string) {
+	for _, kv := range s.Env {
+		if p, ok := strings.CutPrefix(kv, "PATH="); ok {
+			return slices.Clone(s.Env), p
+		}
 	}
+	return append(slices.Clone(s.Env), "PATH="+defaultPath), defaultPath
+}
+
+// lookProgram refuses a command that the root does not have. One that lies in a volume, or is named relative to the working
+// directory, is looked for when it is started.
+func lookProgram(rootDir string, s runtime.Spec) error {
+	name := s.Args[0]
+	candidates := []string{name}
+	if !strings.Contains(name, "/") {
+		candidates = nil
+		_, search := environment(s)
+		for _, dir := range strings.Split(search, ":") {
+			candidates = append(candidates, path.Join(dir, name))
+		}
+	} else if !path.IsAbs(name) {
+		return nil
+	}
+	for _, c := range candidates {
+		if slices.ContainsFunc(s.Volumes, func(v runtime.Volume) bool { return strings.HasPrefix(c, v.Path+"/") }) {
+			return nil
+		}
+		_, info, err := locate(rootDir, c)
+		if err == nil && info != nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0 {
+			return nil
+		}
+	}
+	return fault.Errorf(fault.Invalid, "args: the root has no program %q", name)
+}
+
+func ociProcess(s runtime.Spec, who user) *specs.Process {
+	env, _ := environment(s)
 	p := &specs.Process{
 		Args:            s.Args,
 		Env:             env,

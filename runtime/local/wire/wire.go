@@ -58,6 +58,7 @@ type Request struct {
 
 // Create says what to make. The instance's directory (with its FIFOs "stdout" and "stderr") exists already.
 type Create struct {
+	Attempt string          `json:"attempt"`           // told in each Status: a creation that is repeated after a crash is not taken for the first one
 	Runtime string          `json:"runtime,omitempty"` // path of an OCI runtime's command; "": libcontainer
 	OCI     json.RawMessage `json:"oci"`               // the OCI runtime configuration
 	Log     Log             `json:"log"`
@@ -111,6 +112,7 @@ const (
 // Status is what the launcher knows of an instance.
 type Status struct {
 	ID        string    `json:"id"`
+	Attempt   string    `json:"attempt"`
 	State     State     `json:"state"`
 	PID       int       `json:"pid,omitempty"` // while created or running
 	StartedAt time.Time `json:"started_at,omitzero"`
