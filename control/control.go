@@ -76,10 +76,7 @@ type Service struct {
 
 	evaluations evaluations
 
-	// The next two belong to the ledger's writer: the newest state that anything was decided on, durable or not, and
-	// the entries that lead to it from the durable one.
-	pending state.State
-	queued  []state.Entry
+	pending state.State // the newest that anything was decided on, durable or not; only the ledger's writer uses it
 
 	mu         sync.Mutex
 	broken     error // entries were committed that the state refuses: nothing can be decided any more
@@ -118,30 +115,27 @@ func (s *Service) append(ctx context.Context, decide func(now state.State) ([]st
 			return nil, err
 		}
 		s.pending = after
-		s.queued = append(s.queued, entries...)
 		return leaves, nil
 	})
 }
 
-// committed publishes entries that have become durable. The writer calls it.
+// committed publishes entries that have become durable: all that were decided. The writer calls it.
 func (s *Service) committed(first int64, leaves [][]byte) {
-	entries := s.queued[:min(len(leaves), len(s.queued))]
-	err := s.live.Publish(first, entries)
-	if err == nil && len(entries) < len(leaves) {
-		err = fault.Errorf(fault.Corrupt, "entries were appended that nothing here decided")
+	end := first + int64(len(leaves))
+	err := s.live.Publish(s.pending)
+	if err == nil && s.pending.Size() != end {
+		err = fault.Errorf(fault.Corrupt, "the state is of size %d", s.pending.Size())
 	}
+	s.pending = s.live.Now()
 	if err != nil {
-		s.fail(fmt.Errorf("publishing entries %d to %d: %w", first, first+int64(len(leaves))-1, err))
+		s.fail(fmt.Errorf("publishing the state after %d entries: %w", end, err))
 		return
 	}
-	s.queued = append([]state.Entry(nil), s.queued[len(entries):]...)
-	s.saveSoon(s.live.Now())
+	s.saveSoon(s.pending)
 }
 
 // abandoned forgets what was decided on entries that never came to be. The writer calls it.
-func (s *Service) abandoned() {
-	s.pending, s.queued = s.live.Now(), nil
-}
+func (s *Service) abandoned() { s.pending = s.live.Now() }
 
 func (s *Service) fail(err error) {
 	s.mu.Lock()

@@ -8,6 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	goruntime "runtime"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -107,28 +109,49 @@ var operator = Actor{Kind: state.ActorSystem, Name: "server"}
 
 // fold folds the entries that the state lacks.
 func (s *Service) fold(ctx context.Context, now state.State) (state.State, error) {
-	const batch = 1024
-	entries := make([]state.Entry, 0, batch)
+	const batch = 4096
+	leaves := make([][]byte, 0, batch)
 	first, end := now.Size(), s.log.Size()
-	at := first
 	for raw, err := range s.log.Entries(ctx, first, end) {
 		if err != nil {
-			return now, fmt.Errorf("reading entry %d: %w", at, err)
+			return now, fmt.Errorf("reading the entries from %d on: %w", first, err)
 		}
-		e, err := state.Decode(raw)
-		if err != nil {
-			return now, fmt.Errorf("entry %d: %w", at, err)
-		}
-		entries = append(entries, e)
-		if at++; len(entries) < batch && at < end {
+		leaves = append(leaves, bytes.Clone(raw))
+		if len(leaves) < batch && first+int64(len(leaves)) < end {
 			continue
+		}
+		entries, err := decodeAll(first, leaves)
+		if err != nil {
+			return now, err
 		}
 		if now, err = now.ApplyAll(first, entries); err != nil {
 			return now, fault.As(fault.Corrupt, err)
 		}
-		first, entries = at, entries[:0]
+		first, leaves = first+int64(len(leaves)), leaves[:0]
 	}
 	return now, nil
+}
+
+// decodeAll decodes entries on all processors, which is most of the work of a fold. Its error is that of the first
+// bad entry.
+func decodeAll(first int64, leaves [][]byte) ([]state.Entry, error) {
+	entries, bad := make([]state.Entry, len(leaves)), make([]error, len(leaves))
+	part := len(leaves)/goruntime.GOMAXPROCS(0) + 1
+	var wg sync.WaitGroup
+	for from := 0; from < len(leaves); from += part {
+		wg.Go(func() {
+			for i := from; i < min(from+part, len(leaves)); i++ {
+				entries[i], bad[i] = state.Decode(leaves[i])
+			}
+		})
+	}
+	wg.Wait()
+	for i, err := range bad {
+		if err != nil {
+			return nil, fmt.Errorf("entry %d: %w", first+int64(i), err)
+		}
+	}
+	return entries, nil
 }
 
 // restore returns the state after all entries: from the newest snapshot on, or from the first entry on when there

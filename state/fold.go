@@ -21,20 +21,19 @@ func (s State) Apply(index int64, e Entry) (State, error) { return s.ApplyAll(in
 // ApplyAll returns the state with further entries, of which the first has this index. If one of them does not follow,
 // none counts.
 func (s State) ApplyAll(first int64, entries []Entry) (State, error) {
-	db := s.db.Snapshot()
-	if err := applyAll(db, s.records, first, entries); err != nil {
+	next := State{db: s.db.Snapshot(), records: s.records, live: s.live, from: s.from}
+	tx := next.db.Txn(true)
+	defer tx.Abort()
+	f := &fold{tx: tx, records: s.records, log: s.Log(), track: s.live, puts: slices.Clip(s.puts)}
+	if err := f.applyAll(first, entries); err != nil {
 		return s, err
 	}
-	return State{db, s.records}, nil
+	tx.Commit()
+	next.puts = f.puts
+	return next, nil
 }
 
-func applyAll(db *memdb.MemDB, records Records, first int64, entries []Entry) error {
-	tx := db.Txn(true)
-	defer tx.Abort()
-	f := &fold{tx: tx, records: records, log: Log{}}
-	if l := get[Log](tx, tableLog, "id", tableLog); l != nil {
-		f.log = *l
-	}
+func (f *fold) applyAll(first int64, entries []Entry) error {
 	if f.log.Size != first {
 		return fault.Errorf(fault.Conflict, "applying entry %d to the state after %d entries", first, f.log.Size)
 	}
@@ -47,7 +46,6 @@ func applyAll(db *memdb.MemDB, records Records, first int64, entries []Entry) er
 		entries = entries[n:]
 	}
 	f.put(tableLog, &f.log)
-	tx.Commit()
 	return nil
 }
 
@@ -75,9 +73,16 @@ type fold struct {
 	tx      *memdb.Txn
 	records Records
 	log     Log // Size is the index of the entry at hand
+	track   bool
+	puts    []object // when track is set
 }
 
-func (f *fold) put(table string, o any) { must(f.tx.Insert(table, o)) }
+func (f *fold) put(table string, o any) {
+	must(f.tx.Insert(table, o))
+	if f.track {
+		f.puts = append(f.puts, object{table, o})
+	}
+}
 
 // apply applies one entry, or several steps as sameTurn found them.
 func (f *fold) apply(entries []Entry) error {

@@ -22,6 +22,10 @@ type Records func(digest.Digest) (release.Record, error)
 type State struct {
 	db      *memdb.MemDB // a snapshot that nobody writes to
 	records Records
+
+	live bool     // it goes back to a state from Live.Now
+	from int64    // the size of that
+	puts []object // what it has over that, in order
 }
 
 // Log is what the state knows of the ledger itself.
@@ -167,7 +171,7 @@ func New(records Records) State {
 	if err != nil {
 		panic(fmt.Sprintf("state: the schema is wrong: %v", err)) // program text, not data
 	}
-	return State{db, records}
+	return State{db: db, records: records}
 }
 
 // get returns the object with the id, nil when there is none.
@@ -335,11 +339,25 @@ func NewLive(s State) *Live {
 }
 
 // Now returns the newest state.
-func (l *Live) Now() State { return State{l.primary.Snapshot(), l.records} }
+func (l *Live) Now() State {
+	s := State{db: l.primary.Snapshot(), records: l.records}
+	s.live, s.from = true, s.Size()
+	return s
+}
 
-// Publish applies further entries and tells watchers, all at once.
-func (l *Live) Publish(first int64, entries []Entry) error {
-	return applyAll(l.primary, l.records, first, entries)
+// Publish makes s the newest state and tells watchers, all at once. s must be what Apply made of the newest state so
+// far: any other is refused with fault.Conflict.
+func (l *Live) Publish(s State) error {
+	tx := l.primary.Txn(true)
+	defer tx.Abort()
+	if now := get[Log](tx, tableLog, "id", tableLog); !s.live || now != nil && now.Size != s.from {
+		return fault.Errorf(fault.Conflict, "publishing a state that does not go back to the newest")
+	}
+	for _, o := range s.puts {
+		must(tx.Insert(o.table, o.value))
+	}
+	tx.Commit()
+	return nil
 }
 
 type object struct {

@@ -386,12 +386,15 @@ func TestLiveTellsWatchers(t *testing.T) {
 	live := state.NewLive(w.now)
 	before := live.Now()
 	changed, prod, staging := before.Changed(), before.EnvironmentChanged("prod"), before.EnvironmentChanged("staging")
-	size := len(w.entries)
+	w.now = before
 	if err := w.apply(t, "shop", "prod", component("web", "1")); err != nil {
 		t.Fatal(err)
 	}
-	if err := live.Publish(int64(size), w.entries[size:]); err != nil {
+	if err := live.Publish(w.now); err != nil {
 		t.Fatal(err)
+	}
+	if err := live.Publish(w.now); !errors.Is(err, fault.Conflict) {
+		t.Errorf("published twice: %v", err)
 	}
 	for name, ch := range map[string]<-chan struct{}{"changed": changed, "prod": prod} {
 		select {
