@@ -66,16 +66,28 @@ type sim struct {
 	badRoads float64
 	broken   []string // violated invariants
 
+	entered map[instance.ID]bool      // has or had an entry
+	turned  map[instance.ID]time.Time // when it last changed on the host
+	moved   map[spec.EnvName]time.Time
+	healed  time.Time // when the last fault ended that could keep the server from seeing or recording; zero: one is on
+
 	crashes, faults int
 	records         []release.Record // that were heads
 }
 
+// The environments of a run.
+var simEnvs = []spec.EnvName{"prod", "test"}
+
 func newSim(t *testing.T, seed uint64) *sim {
-	s := &sim{seed: seed, rand: rand.New(rand.NewPCG(seed, 1))}
+	s := &sim{
+		seed: seed, rand: rand.New(rand.NewPCG(seed, 1)), healed: time.Now(),
+		entered: map[instance.ID]bool{}, turned: map[instance.ID]time.Time{}, moved: map[spec.EnvName]time.Time{},
+	}
 	s.world = newWorld(t, runtimetest.Config{Seed: seed, Behave: s.behave, Watch: s.onHost})
 	s.via = mortal{s.host, s}
 	s.book.refuse = func() (error, error) { return s.operation(s.badBooks, "record") }
 	s.book.after = s.onRecord
+	s.road.check = s.onTable
 	s.road.refuse = func() (error, error) { return s.operation(s.badRoads, "apply") }
 	return s
 }
@@ -141,7 +153,16 @@ func (m mortal) do(what string, act func() error) error {
 }
 
 func (m mortal) Create(ctx context.Context, r runtime.Spec) error {
-	return m.do("create", func() error { return m.Fake.Create(ctx, r) })
+	return m.do("create", func() error {
+		done := make(chan error, 1)
+		go func() { done <- m.Fake.Create(context.WithoutCancel(ctx), r) }() // a host goes on with what a dead server asked for
+		select {
+		case err := <-done:
+			return err
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	})
 }
 
 func (m mortal) Start(ctx context.Context, id instance.ID) error {
@@ -162,11 +183,41 @@ func (s *sim) violate(format string, args ...any) {
 	s.broken = append(s.broken, time.Now().Format("15:04:05.000 ")+fmt.Sprintf(format, args...))
 }
 
-// onHost checks that nothing comes to be on the host without an entry.
+// onHost checks that nothing comes to be on the host that had no entry before.
 func (s *sim) onHost(r runtime.Spec, o instance.Observation) {
-	e, _ := s.book.Environment(r.Identity.Env)
-	if _, ok := e.Instances[r.Identity.ID]; !ok && o.State == instance.Created {
-		s.violate("%s is made on the host and has no entry", r.Identity.ID)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	id := r.Identity.ID
+	s.turned[id] = time.Now()
+	if o.State == instance.Created && !s.entered[id] {
+		s.broken = append(s.broken, fmt.Sprintf("%s is made on the host and has no entry", id))
+	}
+}
+
+// onTable checks that a table has no instance in it that the ledger, or the host, has had as unhealthy since before this moment.
+func (s *sim) onTable(t gateway.Table) {
+	all, _ := s.host.List(context.Background())
+	passing := map[instance.ID]bool{}
+	for _, o := range all {
+		passing[o.Identity.ID] = o.State == instance.Running && o.Health == instance.Passing
+	}
+	envs := s.book.Environments()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	reliable := !s.healed.IsZero() && time.Since(s.healed) > 10*time.Second
+	for _, service := range t.Services {
+		for _, pool := range service.Pools {
+			for _, id := range pool.Instances {
+				name := spec.EnvName(strings.Split(string(service.Name), "/")[0])
+				e := envs[name]
+				if i, ok := e.Instances[id]; (!ok || !e.Serving(i)) && s.moved[name] != time.Now() {
+					s.broken = append(s.broken, fmt.Sprintf("table %d has %s, which the ledger has as unhealthy since %v", t.Serial, id, s.moved[name]))
+				}
+				if reliable && !passing[id] && s.turned[id] != time.Now() {
+					s.broken = append(s.broken, fmt.Sprintf("table %d has %s, which is unhealthy since %v", t.Serial, id, s.turned[id]))
+				}
+			}
+		}
 	}
 }
 
@@ -174,6 +225,14 @@ func (s *sim) onHost(r runtime.Spec, o instance.Observation) {
 // with the book's mu held.
 func (s *sim) onRecord(name spec.EnvName, before deploy.Environment, steps []deploy.Step) {
 	e, excused := before, map[spec.ComponentName]bool{}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.moved[name] = time.Now()
+	for _, step := range steps {
+		if step.Kind == deploy.Create {
+			s.entered[step.Instance.ID] = true
+		}
+	}
 	for _, step := range steps {
 		from := e
 		e, _ = e.Apply(step, time.Now())
@@ -223,7 +282,8 @@ func (s *sim) run() {
 	s.calm()
 	s.stop()
 	if s.failed() {
-		s.t.Errorf("seed %d:\n%s\nillegal: %v\n%s\ntrace:\n%s", s.seed, strings.Join(s.broken, "\n"), s.book.illegal, s.picture("prod"), s.trace(150))
+		s.t.Errorf("seed %d:\n%s\nillegal: %v\nprod: %s\ntest: %s\ntrace:\n%s", s.seed, strings.Join(s.broken, "\n"), s.book.illegal,
+			s.picture("prod"), s.picture("test"), s.trace(150))
 	}
 }
 
@@ -280,11 +340,11 @@ func (s *sim) event() {
 		s.propose(oneOf(s, "a", "a", "b", "b", "c", "dies", "stuck", "rots", "deaf"))
 	case 3:
 		if len(s.records) > 0 {
-			s.book.head(s.t, "prod", oneOf(s, s.records...))
+			s.head(oneOf(s, s.records...))
 		}
 	case 4:
 		if s.pick(4) == 0 {
-			s.book.head(s.t, "prod", release.Record{})
+			s.head(release.Record{})
 		}
 	case 5, 6, 7:
 		s.light()
@@ -313,7 +373,16 @@ func (s *sim) propose(v string) {
 	r := app(settings, list...)
 	s.records = append(s.records, r)
 	s.book.mark("propose %q", list)
-	s.book.head(s.t, "prod", r)
+	s.head(r)
+}
+
+// head makes a release the head of an environment.
+func (s *sim) head(r release.Record) {
+	name := oneOf(s, simEnvs...)
+	s.mu.Lock()
+	s.moved[name] = time.Now()
+	s.mu.Unlock()
+	s.book.head(s.t, name, r)
 }
 
 // light has the server die some operations from now, or at once.
@@ -356,6 +425,9 @@ func (s *sim) hurt() {
 // spoil makes something unreliable.
 func (s *sim) spoil() {
 	s.faults++
+	s.mu.Lock()
+	s.healed = time.Time{}
+	s.mu.Unlock()
 	switch s.pick(6) {
 	case 0:
 		s.host.SetErrorRates(0.2, 0.2)
@@ -389,6 +461,9 @@ func (s *sim) heal() {
 	s.host.SetDown(false)
 	s.mu.Lock()
 	s.badBooks, s.badRoads = 0, 0
+	if s.healed.IsZero() {
+		s.healed = time.Now()
+	}
 	s.mu.Unlock()
 }
 
@@ -407,28 +482,33 @@ func (s *sim) calm() {
 	s.checkTraffic()
 	settle(30 * time.Minute)
 	s.checkTraffic()
-	if h := s.env("prod").Head; h.Outcome == deploy.Rolling && h.Number > 0 {
-		s.violate("generation %d is still under way after half an hour of calm", h.Number)
-	}
 	final := app(fast, "web×3=a >api", "api×2=b >db", "db×1=a*")
-	s.book.head(s.t, "prod", final)
+	for _, name := range simEnvs {
+		if h := s.env(name).Head; h.Outcome == deploy.Rolling && h.Number > 0 {
+			s.violate("generation %d of %s is still under way after half an hour of calm", h.Number, name)
+		}
+		s.book.head(s.t, name, final)
+	}
 	settle(30 * time.Minute)
-	if got, want := s.picture("prod"), "api: b×2 → b 100; db: a×1 → a 100; web: a×3 → a 100"; got != want {
-		s.violate("converged to %q, want %q", got, want)
+	for _, name := range simEnvs {
+		if got, want := s.picture(name), "api: b×2 → b 100; db: a×1 → a 100; web: a×3 → a 100"; got != want {
+			s.violate("%s converged to %q, want %q", name, got, want)
+		}
 	}
 	s.checkHost()
 	s.checkTraffic()
-	s.host.SetErrorRates(0, 0)
 }
 
 // checkHost checks that host and ledger have the same instances.
 func (s *sim) checkHost() {
-	e := s.env("prod")
-	var have []instance.ID
+	var have, want []instance.ID
 	for _, r := range s.host.Specs() {
 		have = append(have, r.Identity.ID)
 	}
-	if want := slices.Sorted(maps.Keys(e.Instances)); !slices.Equal(have, want) {
+	for _, name := range simEnvs {
+		want = slices.AppendSeq(want, maps.Keys(s.env(name).Instances))
+	}
+	if slices.Sort(want); !slices.Equal(have, want) {
 		s.violate("the host has %v, the ledger %v", have, want)
 	}
 	if s.host.Passing() != len(have) {
@@ -443,23 +523,24 @@ func (s *sim) checkTraffic() {
 	for _, o := range all {
 		passing[o.Identity.ID] = o.State == instance.Running && o.Health == instance.Passing
 	}
-	e := s.env("prod")
-	want := map[instance.ID]bool{}
-	for id, i := range e.Instances {
-		if e.Serving(i) {
-			want[id] = true
-		}
-	}
-	got := map[instance.ID]bool{}
-	for _, c := range []spec.ComponentName{"web", "api", "db", "job"} {
-		for id := range s.road.to(gateway.NameService("prod", spec.PortRef{Component: c, Port: "http"})) {
-			got[id] = true
-			if !passing[id] {
-				s.violate("%s has traffic and is not healthy", id)
+	for _, name := range simEnvs {
+		e := s.env(name)
+		want, got := map[instance.ID]bool{}, map[instance.ID]bool{}
+		for id, i := range e.Instances {
+			if e.Serving(i) {
+				want[id] = true
 			}
 		}
-	}
-	if !maps.Equal(got, want) {
-		s.violate("traffic goes to %v, want %v", slices.Sorted(maps.Keys(got)), slices.Sorted(maps.Keys(want)))
+		for _, c := range []spec.ComponentName{"web", "api", "db", "job"} {
+			for id := range s.road.to(gateway.NameService(name, spec.PortRef{Component: c, Port: "http"})) {
+				got[id] = true
+				if !passing[id] {
+					s.violate("%s has traffic and is not healthy", id)
+				}
+			}
+		}
+		if !maps.Equal(got, want) {
+			s.violate("traffic goes to %v, want %v", slices.Sorted(maps.Keys(got)), slices.Sorted(maps.Keys(want)))
+		}
 	}
 }
