@@ -104,7 +104,7 @@ func TestRestartsChangeNothing(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		disk := storetest.NewDisk()
 		total := int64(0)
-		for range rapid.IntRange(1, 5).Draw(rt, "lives") {
+		for range rapid.IntRange(1, 3).Draw(rt, "lives") {
 			s, err := disk.Open()
 			if err != nil {
 				rt.Fatal(err)
@@ -115,7 +115,7 @@ func TestRestartsChangeNothing(t *testing.T) {
 			if err != nil || log.Size() != total {
 				rt.Fatalf("opening at %d: %v", total, err)
 			}
-			n := rapid.Int64Range(0, 6000).Draw(rt, "entries")
+			n := rapid.Int64Range(0, 4500).Draw(rt, "entries")
 			_, err = log.Append(context.Background(), func(next int64) (out [][]byte, _ error) {
 				for i := range n {
 					out = append(out, fmt.Append(nil, next+i))
