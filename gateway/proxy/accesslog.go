@@ -29,24 +29,22 @@ const (
 type accessLog struct {
 	requests *journal
 	egresses *journal
-	pool     sync.Pool
+	spare    sync.Pool // of lines
 }
 
 func newAccessLog(dir string, log *slog.Logger) (*accessLog, error) {
 	if err := os.MkdirAll(dir, 0o750); err != nil {
 		return nil, err
 	}
-	requests, err := openJournal(filepath.Join(dir, "access.log"), log)
-	if err != nil {
+	a := &accessLog{spare: sync.Pool{New: func() any { return new([]byte) }}}
+	var err error
+	if a.requests, err = openJournal(filepath.Join(dir, "access.log"), log, &a.spare); err != nil {
 		return nil, err
 	}
-	egresses, err := openJournal(filepath.Join(dir, "egress.log"), log)
-	if err != nil {
-		requests.close()
+	if a.egresses, err = openJournal(filepath.Join(dir, "egress.log"), log, &a.spare); err != nil {
+		a.requests.close()
 		return nil, err
 	}
-	a := &accessLog{requests: requests, egresses: egresses}
-	a.pool.New = func() any { return new([]byte) }
 	return a, nil
 }
 
@@ -59,7 +57,7 @@ func (a *accessLog) close() {
 
 // request logs an exchange that has ended. Under overload it drops the line, and the log says how many were dropped.
 func (a *accessLog) request(x *exchange, r *http.Request) {
-	line := a.pool.Get().(*[]byte)
+	line := a.spare.Get().(*[]byte)
 	*line = appendRequest((*line)[:0], x, r, time.Now())
 	select {
 	case a.requests.lines <- line:
@@ -84,8 +82,8 @@ func (a *accessLog) egress(e *egressEntry) {
 	if a == nil {
 		return
 	}
-	line := new([]byte)
-	b := appendTime(*line, e.start)
+	line := a.spare.Get().(*[]byte)
+	b := appendTime((*line)[:0], e.start)
 	b = appendString(b, "instance", string(e.who))
 	b = appendString(b, "method", e.method)
 	b = appendString(b, "target", e.target)
@@ -152,6 +150,7 @@ type journal struct {
 	path    string
 	log     *slog.Logger
 	lines   chan *[]byte
+	spare   *sync.Pool // of lines
 	dropped atomic.Int64
 	done    chan struct{}
 	stop    chan struct{}
@@ -161,8 +160,8 @@ type journal struct {
 	buf  []byte
 }
 
-func openJournal(path string, log *slog.Logger) (*journal, error) {
-	j := &journal{path: path, log: log, lines: make(chan *[]byte, logQueue), done: make(chan struct{}), stop: make(chan struct{})}
+func openJournal(path string, log *slog.Logger, spare *sync.Pool) (*journal, error) {
+	j := &journal{path: path, log: log, spare: spare, lines: make(chan *[]byte, logQueue), done: make(chan struct{}), stop: make(chan struct{})}
 	if err := j.open(); err != nil {
 		return nil, err
 	}
@@ -197,12 +196,12 @@ func (j *journal) write() {
 	for {
 		select {
 		case line := <-j.lines:
-			j.add(*line)
+			j.add(line)
 		case <-tick.C:
 			j.flush()
 		case <-j.stop:
 			for len(j.lines) > 0 {
-				j.add(*<-j.lines)
+				j.add(<-j.lines)
 			}
 			j.flush()
 			j.file.Close()
@@ -211,8 +210,9 @@ func (j *journal) write() {
 	}
 }
 
-func (j *journal) add(line []byte) {
-	j.buf = append(j.buf, line...)
+func (j *journal) add(line *[]byte) {
+	j.buf = append(j.buf, *line...)
+	j.spare.Put(line)
 	if len(j.buf) >= flushAt {
 		j.flush()
 	}

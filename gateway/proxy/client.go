@@ -105,5 +105,9 @@ func (c *Client) listeners(ctx context.Context, held []string) (map[string]*os.F
 	}
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
-	return receiveListeners(conn.(*net.UnixConn), held)
+	if err := askListeners(conn.(*net.UnixConn), held); err != nil {
+		return nil, nil, err
+	}
+	_, fresh, all, err := receiveListeners(conn.(*net.UnixConn))
+	return fresh, all, err
 }

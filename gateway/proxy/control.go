@@ -180,7 +180,11 @@ func (c *control) passListeners(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer conn.Close()
-	if err := sendListeners(conn.(*net.UnixConn), files, held); err != nil {
+	_, err = io.WriteString(conn, switching)
+	if err == nil {
+		err = sendListeners(conn.(*net.UnixConn), nil, files, held)
+	}
+	if err != nil {
 		c.proxy.log.Error("passing listeners on", "error", err)
 	}
 }

@@ -19,11 +19,13 @@ import (
 
 // Listening sockets are passed in batches. A batch is a length (4 bytes, big endian) and that many bytes of JSON; its
 // descriptors ride on its first byte, in the order of "names". "all" names every listener that there is, also those
-// that the receiver already has and that are not passed. The last batch has "last".
+// that the receiver already has and that are not passed. The last batch has "last". To a process that is to become the
+// gateway, the first batch has its configuration.
 type batch struct {
-	All   []string `json:"all"`
-	Names []string `json:"names"`
-	Last  bool     `json:"last"`
+	Config *Config  `json:"config,omitempty"`
+	All    []string `json:"all,omitempty"`
+	Names  []string `json:"names"`
+	Last   bool     `json:"last"`
 }
 
 // batchSize is below the kernel's limit of descriptors in one message (SCM_MAX_FD, 253).
@@ -32,22 +34,19 @@ const batchSize = 128
 const switching = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: invar-listeners\r\n\r\n"
 
 // sendListeners passes the files but those held already.
-func sendListeners(conn *net.UnixConn, files map[string]*os.File, held []string) error {
-	if _, err := io.WriteString(conn, switching); err != nil {
-		return err
-	}
+func sendListeners(conn *net.UnixConn, cfg *Config, files map[string]*os.File, held []string) error {
 	all := sortedKeys(files)
 	fresh := slices.DeleteFunc(slices.Clone(all), func(name string) bool { return slices.Contains(held, name) })
 	for {
 		names := fresh[:min(batchSize, len(fresh))]
 		fresh = fresh[len(names):]
-		if err := sendBatch(conn, batch{All: all, Names: names, Last: len(fresh) == 0}, files); err != nil {
+		if err := sendBatch(conn, batch{Config: cfg, All: all, Names: names, Last: len(fresh) == 0}, files); err != nil {
 			return err
 		}
 		if len(fresh) == 0 {
 			return nil
 		}
-		all = nil // once is enough
+		cfg, all = nil, nil // once is enough
 	}
 }
 
@@ -74,26 +73,27 @@ func sendBatch(conn *net.UnixConn, b batch, files map[string]*os.File) error {
 	return err
 }
 
-// receiveListeners asks the gateway behind conn for its listeners but those held already. It returns the new ones, and the names of all.
-func receiveListeners(conn *net.UnixConn, held []string) (fresh map[string]*os.File, all []string, err error) {
-	if err := askListeners(conn, held); err != nil {
-		return nil, nil, err
-	}
+// receiveListeners is the other end of sendListeners. It returns the listeners that were passed, and the names of all.
+func receiveListeners(conn *net.UnixConn) (cfg *Config, fresh map[string]*os.File, all []string, err error) {
 	fresh = map[string]*os.File{}
 	for {
 		b, files, err := receiveBatch(conn)
 		maps.Copy(fresh, files)
 		if err != nil {
 			closeAll(fresh)
-			return nil, nil, err
+			return nil, nil, nil, err
+		}
+		if b.Config != nil {
+			cfg = b.Config
 		}
 		all = append(all, b.All...)
 		if b.Last {
-			return fresh, all, nil
+			return cfg, fresh, all, nil
 		}
 	}
 }
 
+// askListeners asks the gateway behind conn for its listeners but those held already.
 func askListeners(conn *net.UnixConn, held []string) error {
 	body, err := json.Marshal(held)
 	if err != nil {

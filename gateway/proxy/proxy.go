@@ -21,16 +21,19 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/invarhq/invar/fault"
 	"github.com/invarhq/invar/gateway"
 	"github.com/invarhq/invar/instance"
 )
@@ -51,7 +54,7 @@ type Config struct {
 
 	Log       *slog.Logger   `json:"-"`
 	Inherited map[string]any `json:"-"` // listening sockets of an earlier process; see Inherited
-	Ready     *os.File       `json:"-"` // gets one line when the gateway serves, then is closed; nil: nobody asks
+	Ready     io.WriteCloser `json:"-"` // gets one line when the gateway serves, then is closed; nil: nobody asks
 }
 
 // ACME says where certificates for routes with tls = "acme" come from.
@@ -61,6 +64,9 @@ type ACME struct {
 	Challenge string `json:"challenge,omitempty"` // "http-01" or "tls-alpn-01"; whichever works unless said
 	Roots     string `json:"roots,omitempty"`     // PEM file of the authorities that the directory's server is checked with; the system's unless said
 }
+
+// gcPercent trades some megabytes for throughput: what lives is little, what a request leaves behind is garbage at once.
+const gcPercent = 400
 
 const (
 	defaultHold  = 5 * time.Second
@@ -118,6 +124,12 @@ type Proxy struct {
 
 // Run serves until ctx ends, or until it has handed over to another process and drained.
 func Run(ctx context.Context, cfg Config) error {
+	if cfg.Dir == "" {
+		return fault.Errorf(fault.Invalid, "the gateway has no directory")
+	}
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(gcPercent)
+	}
 	p, err := newProxy(cfg)
 	if err != nil {
 		return err
@@ -325,7 +337,7 @@ func (p *Proxy) stopped(key string, err error) {
 // announce tells whoever started this process that it serves.
 func (p *Proxy) announce() {
 	if p.cfg.Ready != nil {
-		p.cfg.Ready.WriteString("ready\n") // nobody may be listening any more
+		io.WriteString(p.cfg.Ready, readyLine) // nobody may be listening any more
 		p.cfg.Ready.Close()
 	}
 }

@@ -2,12 +2,12 @@ package proxy
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"maps"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -15,54 +15,57 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/invarhq/invar/fault"
 	"github.com/invarhq/invar/gateway"
 	"github.com/invarhq/invar/instance"
 )
 
-// environment is the variable in which a process that a Supervisor starts finds its inheritance.
+// environment is the variable that tells a process that a Supervisor started it. Its value is the descriptor of a socket over which the
+// process gets its configuration and sockets, as soon as it is needed, and over which it answers readyLine when it serves.
 const environment = "INVAR_GATEWAY"
 
 const (
+	parentSocket = 3
+	readyLine    = "ready\n"
 	readyTimeout = 15 * time.Second // from start to serving
 	minBackoff   = 10 * time.Millisecond
 	maxBackoff   = time.Second
 	stableAfter  = 5 * time.Second // a gateway that lived this long is started again at once
-	firstPassed  = 4               // descriptors: standard streams, the ready pipe, then the sockets
 )
 
-// inheritance is what a Supervisor gives to a process. The sockets are its descriptors from firstPassed on, in this order.
-type inheritance struct {
-	Config  Config   `json:"config"`
-	Sockets []string `json:"sockets"`
-}
-
-// Inherited returns the configuration, with sockets, that a Supervisor gave to this process; ok is false when none did.
+// Inherited waits until the Supervisor that started this process needs it, and returns what to call Run with. ok is false when no Supervisor
+// started this process. It fails when the Supervisor goes away before.
 func Inherited(log *slog.Logger) (cfg Config, ok bool, err error) {
-	raw, ok := os.LookupEnv(environment)
-	if !ok {
+	if os.Getenv(environment) == "" {
 		return Config{}, false, nil
 	}
 	os.Unsetenv(environment)
-	var in inheritance
-	if err := json.Unmarshal([]byte(raw), &in); err != nil {
-		return Config{}, true, fault.Errorf(fault.Invalid, "reading %s: %w", environment, err)
+	f := os.NewFile(parentSocket, "parent")
+	conn, err := net.FileConn(f)
+	f.Close()
+	if err != nil {
+		return Config{}, true, fmt.Errorf("inheriting from the supervisor: %w", err)
 	}
-	files := map[string]*os.File{}
-	for i, name := range in.Sockets {
-		fd := firstPassed + i
-		syscall.CloseOnExec(fd)
-		files[name] = os.NewFile(uintptr(fd), name)
+	given, files, _, err := receiveListeners(conn.(*net.UnixConn))
+	if errors.Is(err, io.EOF) {
+		return Config{}, true, fault.Errorf(fault.Unavailable, "the supervisor ended before this spare gateway was needed")
 	}
-	syscall.CloseOnExec(firstPassed - 1)
-	in.Config.Ready = os.NewFile(firstPassed-1, "ready")
-	in.Config.Log = log
-	in.Config.Inherited, err = inheritedSockets(files)
-	return in.Config, true, err
+	if err != nil {
+		return Config{}, true, err
+	}
+	if given == nil {
+		return Config{}, true, fault.Errorf(fault.Invalid, "the supervisor gave no configuration")
+	}
+	given.Log, given.Ready = log, conn
+	given.Inherited, err = inheritedSockets(files)
+	return *given, true, err
 }
 
 // Supervisor keeps a gateway running as a process of its own, which outlives this one. It holds a duplicate of every
-// listening socket: while the gateway is restarted or replaced, the kernel queues connections and none is refused.
+// listening socket: while the gateway is restarted or replaced, the kernel queues connections and none is refused. A spare
+// process waits beside it, so that a dead gateway is replaced in the time that it takes to hand the sockets over.
 type Supervisor struct {
 	cfg     Config
 	command []string // starts the gateway: the program and its arguments; it must call Run with what Inherited returns
@@ -73,6 +76,7 @@ type Supervisor struct {
 
 	mu      sync.Mutex // one change at a time: apply, restart or upgrade
 	sockets map[string]*os.File
+	spare   *child // nil: none
 }
 
 // Supervise finds the gateway that serves cfg.Dir, or starts one with command, and restarts it whenever it dies, until Close. A gateway of
@@ -90,6 +94,7 @@ func Supervise(ctx context.Context, cfg Config, command []string) (*Supervisor, 
 	}
 	if err := s.begin(ctx); err != nil {
 		closeAll(s.sockets)
+		s.spare.dismiss()
 		return nil, err
 	}
 	life, stop := context.WithCancel(context.Background())
@@ -113,7 +118,8 @@ func (s *Supervisor) begin(ctx context.Context) error {
 	if status.Version != s.cfg.Version || s.lacksSockets() {
 		return s.upgrade(ctx)
 	}
-	return nil
+	s.spare, err = s.fork()
+	return err
 }
 
 func (s *Supervisor) startFresh(ctx context.Context) error {
@@ -177,34 +183,86 @@ func (s *Supervisor) fetch(ctx context.Context) error {
 	return nil
 }
 
-// spawn starts a gateway on the sockets held and waits until it serves. The process has a session of its own, so that it outlives this one.
+// spawn makes the spare a gateway on the sockets held, or a new process when there is no spare, waits until it serves, and starts the next spare.
 func (s *Supervisor) spawn(ctx context.Context) error {
-	ready, theirs, err := os.Pipe()
+	c := s.spare
+	s.spare = nil
+	if c == nil || c.activate(s.cfg, s.sockets) != nil {
+		c.dismiss()
+		var err error
+		if c, err = s.fork(); err != nil {
+			return fmt.Errorf("starting the gateway: %w", err)
+		}
+		if err = c.activate(s.cfg, s.sockets); err != nil {
+			return err
+		}
+	}
+	err := c.awaitReady(ctx)
+	c.dismiss()
 	if err != nil {
-		return err
-	}
-	defer ready.Close()
-	pid, err := s.fork(theirs)
-	theirs.Close()
-	if err != nil {
-		return fmt.Errorf("starting the gateway: %w", err)
-	}
-	if err := ready.SetReadDeadline(time.Now().Add(readyTimeout)); err != nil {
-		return err
-	}
-	defer context.AfterFunc(ctx, func() { ready.SetReadDeadline(time.Unix(1, 0)) })()
-	if _, err := io.ReadFull(ready, make([]byte, len("ready\n"))); err != nil {
-		err = fmt.Errorf("gateway (process %d) did not begin to serve: %w", pid, err)
+		err = fmt.Errorf("gateway (process %d) did not begin to serve: %w", c.pid, err)
 		return fault.WithHint(fault.As(fault.Unavailable, err), "see %s", s.logPath())
 	}
-	s.log.Info("gateway started", "pid", pid)
+	s.log.Info("gateway started", "pid", c.pid)
+	if s.spare, err = s.fork(); err != nil {
+		s.log.Warn("starting a spare gateway", "error", err)
+	}
 	return nil
 }
 
 func (s *Supervisor) logPath() string { return filepath.Join(s.cfg.Dir, "log", "gateway.log") }
 
-// fork starts the process. It uses syscall.ForkExec, not os/exec, which would make the sockets blocking in every process that shares them.
-func (s *Supervisor) fork(ready *os.File) (int, error) {
+// child is a process that waits to become the gateway.
+type child struct {
+	pid  int
+	conn *net.UnixConn
+}
+
+// activate gives the process what it needs.
+func (c *child) activate(cfg Config, sockets map[string]*os.File) error {
+	if err := c.conn.SetDeadline(time.Now().Add(readyTimeout)); err != nil {
+		return err
+	}
+	return sendListeners(c.conn, &cfg, sockets, nil)
+}
+
+func (c *child) awaitReady(ctx context.Context) error {
+	defer context.AfterFunc(ctx, func() { c.conn.SetDeadline(time.Unix(1, 0)) })()
+	_, err := io.ReadFull(c.conn, make([]byte, len(readyLine)))
+	return err
+}
+
+// dismiss lets go of the process: a spare ends, a gateway goes on.
+func (c *child) dismiss() {
+	if c != nil {
+		c.conn.Close()
+	}
+}
+
+// fork starts the process, in a session of its own so that it outlives this one. It uses syscall.ForkExec, not os/exec, which would make
+// descriptors blocking in every process that shares them.
+func (s *Supervisor) fork() (*child, error) {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("socketpair", err)
+	}
+	ours, theirs := os.NewFile(uintptr(pair[0]), "child"), os.NewFile(uintptr(pair[1]), "parent")
+	defer theirs.Close()
+	defer ours.Close()
+	conn, err := net.FileConn(ours)
+	if err != nil {
+		return nil, err
+	}
+	c := &child{conn: conn.(*net.UnixConn)}
+	if c.pid, err = s.exec(theirs); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	go reap(c.pid)
+	return c, nil
+}
+
+func (s *Supervisor) exec(parent *os.File) (pid int, err error) {
 	null, err := os.Open(os.DevNull)
 	if err != nil {
 		return 0, err
@@ -215,31 +273,14 @@ func (s *Supervisor) fork(ready *os.File) (int, error) {
 		return 0, err
 	}
 	defer out.Close()
-	names := sortedKeys(s.sockets)
-	give, err := json.Marshal(inheritance{Config: s.cfg, Sockets: names})
-	if err != nil {
-		return 0, err
-	}
-	files := []*os.File{null, out, out, ready}
-	for _, name := range names {
-		files = append(files, s.sockets[name])
-	}
-	attr := &syscall.ProcAttr{
-		Env: append(os.Environ(), environment+"="+string(give)),
-		Sys: &syscall.SysProcAttr{Setsid: true},
-	}
-	for _, f := range files {
-		fd, err := descriptor(f)
-		if err != nil {
-			return 0, err
-		}
-		attr.Files = append(attr.Files, uintptr(fd))
-	}
-	pid, err := syscall.ForkExec(s.command[0], s.command, attr)
+	pid, err = syscall.ForkExec(s.command[0], s.command, &syscall.ProcAttr{
+		Env:   append(os.Environ(), fmt.Sprintf("%s=%d", environment, parentSocket)),
+		Files: []uintptr{null.Fd(), out.Fd(), out.Fd(), parent.Fd()},
+		Sys:   &syscall.SysProcAttr{Setsid: true},
+	})
 	if err != nil {
 		return 0, &os.PathError{Op: "exec", Path: s.command[0], Err: err}
 	}
-	go reap(pid)
 	return pid, nil
 }
 
@@ -377,6 +418,8 @@ func (s *Supervisor) Close() error {
 	defer s.mu.Unlock()
 	closeAll(s.sockets)
 	clear(s.sockets)
+	s.spare.dismiss()
+	s.spare = nil
 	return nil
 }
 

@@ -1,0 +1,83 @@
+package proxy
+
+import (
+	"bufio"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"testing"
+	"time"
+
+	"github.com/invarhq/invar/gateway"
+)
+
+func TestPickAllocatesNothing(t *testing.T) {
+	a, b := newBox(t, "web-a"), newBox(t, "web-b")
+	table := webTable(a, b)
+	table.Services[0].Pools = []gateway.Pool{poolOf(90, a), poolOf(10, b)}
+	nets, err := newSockets()
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := newView(table, &view{}, nets, map[string]string{})
+	s := v.services["prod/web/http"]
+	var tried attempts
+	now := time.Now()
+	if n := testing.AllocsPerRun(100, func() { s.pick(&tried, now) }); n != 0 {
+		t.Errorf("%v allocations, want none", n)
+	}
+}
+
+// BenchmarkReverseProxy has as many client connections as GOMAXPROCS, to a Go backend in a namespace.
+func BenchmarkReverseProxy(b *testing.B) {
+	for _, c := range []struct {
+		name string
+		off  bool
+	}{{"access log", false}, {"no access log", true}} {
+		b.Run(c.name, func(b *testing.B) {
+			g := run(b, Config{NoAccessLog: c.off, Log: slog.New(slog.DiscardHandler)})
+			web := newBox(b, "web-a")
+			web.serve(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "hello") }))
+			g.apply(webTable(web))
+			benchmark(b, g.status.HTTP)
+		})
+	}
+}
+
+// BenchmarkDirect asks the same kind of backend on the host without a gateway.
+func BenchmarkDirect(b *testing.B) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		b.Fatal(err)
+	}
+	s := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "hello") })}
+	go s.Serve(l)
+	defer s.Close()
+	benchmark(b, l.Addr().String())
+}
+
+// benchmark asks with a client that costs little, so that what is measured is the other side.
+func benchmark(b *testing.B, address string) {
+	b.ReportAllocs()
+	b.SetParallelism(16)
+	b.RunParallel(func(pb *testing.PB) {
+		conn, err := net.Dial("tcp", address)
+		if err != nil {
+			b.Error(err)
+			return
+		}
+		defer conn.Close()
+		r := bufio.NewReader(conn)
+		for pb.Next() {
+			io.WriteString(conn, "GET / HTTP/1.1\r\nHost: shop.localhost\r\n\r\n")
+			resp, err := http.ReadResponse(r, nil)
+			if err != nil || resp.StatusCode != http.StatusOK {
+				b.Errorf("%v, %v", resp, err)
+				return
+			}
+			io.Copy(io.Discard, resp.Body)
+		}
+	})
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "requests/s")
+}
