@@ -91,6 +91,7 @@ func New(config Config) (*Handler, error) {
 	h.registerLedger()
 	h.registerEvents()
 	h.registerTokens()
+	openAnswers(h.api.OpenAPI())
 	if err := h.mount(mux); err != nil {
 		return nil, err
 	}
@@ -170,6 +171,25 @@ func (h *Handler) OpenAPI() ([]byte, error) {
 		return nil, fmt.Errorf("encoding the OpenAPI document: %w", err)
 	}
 	return append(b, '\n'), nil
+}
+
+// openAnswers lets the types of answers have more fields than are described, so that programs made from the
+// document do not break when a server tells more. What is asked stays closed: the server refuses what it doesn't know.
+func openAnswers(doc *huma.OpenAPI) {
+	asked := map[string]bool{}
+	for _, item := range doc.Paths {
+		if item.Post == nil || item.Post.RequestBody == nil {
+			continue
+		}
+		for _, media := range item.Post.RequestBody.Content {
+			asked[typeOf(media.Schema).Name] = true
+		}
+	}
+	for name, s := range doc.Components.Schemas.Map() {
+		if !asked[name] && s.AdditionalProperties == false {
+			s.AdditionalProperties = nil
+		}
+	}
 }
 
 // Tags group the operations.
