@@ -291,7 +291,9 @@ func (c *checker) route(r Route) {
 		if _, err := netip.ParseAddrPort(r.TCP); err != nil {
 			c.add(r.Range, "tcp", "Invalid address", `Write it as "127.0.0.1:5432".`, "Route %q: %v.", r.Name, err)
 		}
-	case !isHost(strings.TrimPrefix(r.Host, "*.")):
+	case strings.HasPrefix(r.Host, "*."):
+		c.add(r.Range, "host", "Invalid host", "Write a route for each host.", "Route %q: a route has one host; %q would be many.", r.Name, r.Host)
+	case !isHost(r.Host):
 		c.add(r.Range, "host", "Invalid host", "", "Route %q: %q is not a host name in lower case.", r.Name, r.Host)
 	case !strings.HasPrefix(r.Path, "/") || strings.ContainsAny(r.Path, "?# "):
 		c.add(r.Range, "path", "Invalid path", "", "Route %q: %q is not a path that begins with a slash.", r.Name, r.Path)

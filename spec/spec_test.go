@@ -146,7 +146,7 @@ func TestCheckAcceptsASoundApp(t *testing.T) {
 		Name: "a", Env: spec.Environment{Name: "e", Rollout: spec.DefaultRollout()}, Images: []spec.Image{{Name: "i", Ref: "x"}},
 		Components: []spec.Component{{Name: "c", Image: "i", Replicas: 1, Egress: []string{"api.example.com:443", "*.example.com:80", "[2001:db8::1]:443", "10.0.0.1:53"},
 			Ports: []spec.Port{{Name: "p", Number: 1}}}},
-		Routes: []spec.Route{{Name: "r", Host: "*.example.com", Path: "/", TLS: "acme", To: spec.PortRef{Component: "c", Port: "p"}}},
+		Routes: []spec.Route{{Name: "r", Host: "shop.example.com", Path: "/", TLS: "acme", To: spec.PortRef{Component: "c", Port: "p"}}},
 	}
 	if ps := app.Check(); len(ps) > 0 {
 		t.Errorf("%+v", ps)

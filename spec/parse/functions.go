@@ -43,7 +43,8 @@ var pure = map[string]function.Function{
 
 	"chunklist": stdlib.ChunklistFunc, "coalesce": stdlib.CoalesceFunc, "coalescelist": stdlib.CoalesceListFunc, "compact": stdlib.CompactFunc,
 	"concat": stdlib.ConcatFunc, "contains": stdlib.ContainsFunc, "distinct": stdlib.DistinctFunc, "element": stdlib.ElementFunc,
-	"flatten": stdlib.FlattenFunc, "keys": stdlib.KeysFunc, "length": stdlib.LengthFunc, "lookup": stdlib.LookupFunc,
+	"flatten": stdlib.FlattenFunc, "keys": stdlib.KeysFunc, "length": length, "lookup": stdlib.LookupFunc,
+	"alltrue": allTrue, "anytrue": anyTrue, "one": one, "sum": sum,
 	"merge": stdlib.MergeFunc, "range": stdlib.RangeFunc, "reverse": stdlib.ReverseListFunc, "setintersection": stdlib.SetIntersectionFunc,
 	"setproduct": stdlib.SetProductFunc, "setsubtract": stdlib.SetSubtractFunc, "setunion": stdlib.SetUnionFunc, "slice": stdlib.SliceFunc,
 	"sort": stdlib.SortFunc, "values": stdlib.ValuesFunc, "zipmap": stdlib.ZipmapFunc,
@@ -229,6 +230,68 @@ func predicate(f func(s, part string) bool) function.Function {
 		},
 	})
 }
+
+// length is that of a collection, or the number of characters of a text.
+var length = function.New(&function.Spec{
+	Params: []function.Parameter{{Name: "value", Type: cty.DynamicPseudoType}},
+	Type:   function.StaticReturnType(cty.Number),
+	Impl: func(args []cty.Value, _ cty.Type) (cty.Value, error) {
+		switch ty := args[0].Type(); {
+		case ty == cty.String:
+			return stdlib.Strlen(args[0])
+		case ty.IsObjectType():
+			return cty.NumberIntVal(int64(len(ty.AttributeTypes()))), nil
+		}
+		return stdlib.Length(args[0])
+	},
+})
+
+// fold is a function of all elements of a list.
+func fold(elem, result cty.Type, f func([]cty.Value) (cty.Value, error)) function.Function {
+	return function.New(&function.Spec{
+		Params: []function.Parameter{{Name: "list", Type: cty.List(elem)}},
+		Type:   function.StaticReturnType(result),
+		Impl: func(args []cty.Value, _ cty.Type) (cty.Value, error) {
+			for it := args[0].ElementIterator(); it.Next(); {
+				if _, v := it.Element(); v.IsNull() {
+					return cty.NilVal, function.NewArgErrorf(0, "an element is null")
+				}
+			}
+			return f(args[0].AsValueSlice())
+		},
+	})
+}
+
+var (
+	allTrue = fold(cty.Bool, cty.Bool, func(vs []cty.Value) (cty.Value, error) {
+		return cty.BoolVal(!slices.ContainsFunc(vs, cty.Value.False)), nil
+	})
+	anyTrue = fold(cty.Bool, cty.Bool, func(vs []cty.Value) (cty.Value, error) {
+		return cty.BoolVal(slices.ContainsFunc(vs, cty.Value.True)), nil
+	})
+	sum = fold(cty.Number, cty.Number, func(vs []cty.Value) (cty.Value, error) {
+		total := cty.Zero
+		for _, v := range vs {
+			total = total.Add(v)
+		}
+		return total, nil
+	})
+)
+
+// one is the only element of a list, or null when it is empty.
+var one = function.New(&function.Spec{
+	Params: []function.Parameter{{Name: "list", Type: cty.List(cty.DynamicPseudoType)}},
+	Type:   func(args []cty.Value) (cty.Type, error) { return args[0].Type().ElementType(), nil },
+	Impl: func(args []cty.Value, want cty.Type) (cty.Value, error) {
+		switch args[0].LengthInt() {
+		case 0:
+			return cty.NullVal(want), nil
+		case 1:
+			return args[0].Index(cty.Zero), nil
+		}
+		return cty.NilVal, function.NewArgErrorf(0, "want one element or none, not %d", args[0].LengthInt())
+	},
+})
 
 // yamlAlias is where YAML repeats what it has named. The decoder expands each, and they can double each other.
 var yamlAlias = regexp.MustCompile(`(?m)(?:^|[\s\[{,:?-])\*[^\s,\[\]{}]`)

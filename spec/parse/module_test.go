@@ -127,6 +127,22 @@ func TestBundleEvaluatesToTheSameRelease(t *testing.T) {
 	}
 }
 
+// TestExamplesAreSound: only the lock may be missing, which the first build writes.
+func TestExamplesAreSound(t *testing.T) {
+	dirs, err := filepath.Glob("../../examples/*/invar.hcl")
+	if err != nil || len(dirs) == 0 {
+		t.Fatal("no examples", err)
+	}
+	for _, file := range dirs {
+		m, _ := parse.Load(os.DirFS(filepath.Dir(file)))
+		for _, d := range m.Validate() {
+			if d.Summary != "Image not pinned" {
+				t.Errorf("%s: %s", filepath.Dir(file), d)
+			}
+		}
+	}
+}
+
 func TestForEachMakesNamedCopies(t *testing.T) {
 	app := evaluate(t, load(t, `
 app = "shop"
@@ -216,6 +232,13 @@ func TestFunctionsAndExpressions(t *testing.T) {
 		{`cidrhost("10.1.2.0/24", 5)`, "10.1.2.5"},
 		{`cidrnetmask("10.0.0.0/12")`, "255.240.0.0"},
 		{`env.name`, "test"},
+		{`length("häuser")`, "6"},
+		{`length({ a = 1, b = 2 })`, "2"},
+		{`length(var.names)`, "2"},
+		{`sum([1, 2, 3])`, "6"},
+		{`alltrue([true, false]) || !anytrue([true, false])`, "false"},
+		{`one(["x"])`, "x"},
+		{`one([]) == null`, "true"},
 		{`fileexists("invar.hcl") && !fileexists("none")`, "true"},
 		{`startswith("abc", "ab")`, "true"},
 		{`length([for n in var.names : n if n != "a"])`, "1"},
