@@ -95,3 +95,33 @@ func (w *world) await(b *testing.B, name spec.EnvName) {
 		}
 	}
 }
+
+// BenchmarkSwitch rolls back onto warm instances and forth: from the head's entry to the table in force.
+func BenchmarkSwitch(b *testing.B) {
+	w := newWorld(b, runtimetest.Config{})
+	w.book.keep = false
+	w.start(b.Context())
+	defer w.stop()
+	versions := []release.Record{app(fast, "db×1=a*", "web×10=a >db"), app(fast, "db×1=a*", "web×10=b >db")}
+	done := func(number int) {
+		for {
+			changed := w.book.Changed()
+			if h := w.env("prod").Head; h.Number == number && h.Outcome == deploy.Completed {
+				return
+			}
+			<-changed
+		}
+	}
+	w.book.head(b, "prod", versions[0])
+	done(1)
+	w.book.head(b, "prod", versions[1])
+	done(2)
+	for n := 3; b.Loop(); n++ {
+		applied := w.road.tables()
+		w.book.head(b, "prod", versions[n%2^1])
+		done(n)
+		for w.road.tables() == applied {
+			goruntime.Gosched()
+		}
+	}
+}

@@ -166,10 +166,12 @@ func (m mortal) Create(ctx context.Context, r runtime.Spec) error {
 }
 
 func (m mortal) Start(ctx context.Context, id instance.ID) error {
+	m.s.onStart(id)
 	return m.do("start", func() error { return m.Fake.Start(ctx, id) })
 }
 
 func (m mortal) Stop(ctx context.Context, id instance.ID) error {
+	m.s.onStop(id)
 	return m.do("stop", func() error { return m.Fake.Stop(ctx, id) })
 }
 
@@ -191,6 +193,31 @@ func (s *sim) onHost(r runtime.Spec, o instance.Observation) {
 	s.turned[id] = time.Now()
 	if o.State == instance.Created && !s.entered[id] {
 		s.broken = append(s.broken, fmt.Sprintf("%s is made on the host and has no entry", id))
+	}
+}
+
+// onStart checks that an instance finds what it uses from its first instruction on.
+func (s *sim) onStart(id instance.ID) {
+	uses := strings.HasPrefix(string(id), "web-") || strings.HasPrefix(string(id), "api-")
+	s.road.mu.Lock()
+	lost := s.road.table.Serial == 0 // as when the gateway died; it gets the table again soon
+	open := slices.ContainsFunc(s.road.table.Inside, func(in gateway.Inside) bool { return in.Instance == id })
+	s.road.mu.Unlock()
+	if uses && !open && !lost {
+		s.violate("%s is started and its sockets are not open", id)
+	}
+}
+
+// onStop checks that an instance has no traffic any more when it is stopped.
+func (s *sim) onStop(id instance.ID) {
+	s.road.mu.Lock()
+	defer s.road.mu.Unlock()
+	for _, service := range s.road.table.Services {
+		for _, pool := range service.Pools {
+			if slices.Contains(pool.Instances, id) {
+				s.violate("%s is stopped and has traffic of %s", id, service.Name)
+			}
+		}
 	}
 }
 

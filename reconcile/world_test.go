@@ -193,6 +193,13 @@ func (r *roads) Status(ctx context.Context) (gateway.Status, error) {
 	return gateway.Status{Serial: r.table.Serial, Active: maps.Clone(r.active)}, ctx.Err()
 }
 
+// tables returns how many tables came.
+func (r *roads) tables() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.applied
+}
+
 // to returns the instances that have a share of a service's traffic, with their pool's weight, sorted.
 func (r *roads) to(service gateway.ServiceName) map[instance.ID]int {
 	r.mu.Lock()
