@@ -403,6 +403,11 @@ func (s *Supervisor) upgrade(ctx context.Context) error {
 	if err := s.openSockets(); err != nil {
 		return err
 	}
+	s.spare.dismiss() // it may be of the program as it was
+	s.spare = nil
+	if err := s.client.releaseQUIC(ctx); err != nil {
+		return err
+	}
 	if err := s.spawn(ctx); err != nil {
 		return err
 	}

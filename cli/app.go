@@ -1,0 +1,371 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/invarhq/invar/api"
+	"github.com/invarhq/invar/fault"
+	"github.com/invarhq/invar/image"
+	"github.com/invarhq/invar/image/bake"
+	"github.com/invarhq/invar/image/registry"
+	"github.com/invarhq/invar/spec"
+	"github.com/invarhq/invar/spec/parse"
+)
+
+// load reads the app's directory and reports every problem in it. Warnings are printed, errors returned.
+func (a *app) load() (*parse.Module, error) {
+	m, diags := parse.Load(os.DirFS(a.dir))
+	if !diags.HasErrors() {
+		diags = m.Validate()
+	}
+	return m, a.diagnose(diags)
+}
+
+// diagnose prints the problems and returns an error when one of them is not a warning.
+func (a *app) diagnose(diags parse.Diagnostics) error {
+	if len(diags) == 0 {
+		return nil
+	}
+	if a.output == "json" {
+		if err := a.json(diags); err != nil {
+			return err
+		}
+	} else {
+		fmt.Fprintln(a.Stderr, strings.TrimRight(diags.String(), "\n"))
+	}
+	n := 0
+	for _, d := range diags {
+		if d.Severity == parse.Error {
+			n++
+		}
+	}
+	if n == 0 {
+		return nil
+	}
+	return fault.Errorf(fault.Invalid, "%s in %s", plural(n, "problem"), a.dir)
+}
+
+func (a *app) validateCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "validate",
+		Short: "Report every problem of the app's configuration",
+		Args:  cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			m, err := a.load()
+			if err != nil {
+				return err
+			}
+			if a.output == "json" {
+				return nil
+			}
+			_, err = fmt.Fprintf(a.Stdout, "%s is valid for %s\n", m.App(), join(m.Environments()))
+			return err
+		},
+	}
+}
+
+func join[S ~string](names []S) string {
+	out := make([]string, len(names))
+	for i, n := range names {
+		out[i] = string(n)
+	}
+	return strings.Join(out, ", ")
+}
+
+func (a *app) fmtCommand() *cobra.Command {
+	var check bool
+	c := &cobra.Command{
+		Use:   "fmt",
+		Short: "Format the app's configuration",
+		Long:  "Fmt rewrites the *.hcl files of the app's directory in the canonical layout, and names those it changed.",
+		Args:  cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			files, err := filepath.Glob(filepath.Join(a.dir, "*.hcl"))
+			if err != nil {
+				return err
+			}
+			changed := 0
+			for _, f := range files {
+				src, err := os.ReadFile(f)
+				if err != nil {
+					return fmt.Errorf("formatting: %w", err)
+				}
+				out := parse.Format(src)
+				if string(out) == string(src) {
+					continue
+				}
+				changed++
+				fmt.Fprintln(a.Stdout, f)
+				if check {
+					continue
+				}
+				if err := writeBeside(f, out); err != nil {
+					return fmt.Errorf("formatting %s: %w", f, err)
+				}
+			}
+			if check && changed > 0 {
+				return exit(ExitFailed, nil)
+			}
+			return nil
+		},
+	}
+	c.Flags().BoolVar(&check, "check", false, "change nothing; exit with 1 when a file is not formatted")
+	return c
+}
+
+// writeBeside replaces a file in one step, so that a crash leaves the old one or the new one.
+func writeBeside(file string, content []byte) error {
+	tmp, err := os.CreateTemp(filepath.Dir(file), "."+filepath.Base(file)+"-*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(tmp.Name())
+	_, err = tmp.Write(content)
+	if err := errors.Join(err, tmp.Chmod(0o644), tmp.Sync(), tmp.Close()); err != nil {
+		return err
+	}
+	return os.Rename(tmp.Name(), file)
+}
+
+func (a *app) initCommand() *cobra.Command {
+	var name string
+	c := &cobra.Command{
+		Use:   "init",
+		Short: "Write a first configuration for the directory",
+		Long: `Init writes invar.hcl. In a Go module it makes an image of the main package that it finds, with a component and a
+route; elsewhere it writes a starter app to begin from. It never overwrites a file.`,
+		Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			if name == "" {
+				abs, err := filepath.Abs(a.dir)
+				if err != nil {
+					return err
+				}
+				name = spec.SuggestName(filepath.Base(abs))
+			}
+			files, notes, err := parse.Init(os.DirFS(a.dir), name)
+			if err != nil {
+				return err
+			}
+			for _, f := range slices.Sorted(maps.Keys(files)) {
+				if err := writeNew(filepath.Join(a.dir, filepath.FromSlash(f)), files[f]); err != nil {
+					return err
+				}
+				fmt.Fprintf(a.Stdout, "wrote %s\n", f)
+			}
+			for _, n := range notes {
+				fmt.Fprintln(a.Stderr, n)
+			}
+			return nil
+		},
+	}
+	c.Flags().StringVar(&name, "name", "", "name of the app; the directory's unless given")
+	return c
+}
+
+func writeNew(file string, content []byte) error {
+	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(file, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
+	if errors.Is(err, fs.ErrExist) {
+		return fault.Errorf(fault.Conflict, "%s exists already", file)
+	}
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(content)
+	return errors.Join(err, f.Close())
+}
+
+func (a *app) lockCommand() *cobra.Command {
+	var update []string
+	c := &cobra.Command{
+		Use:   "lock",
+		Short: "Pin what is mutable: tags to digests, packages to versions and hashes",
+		Long: `Lock writes invar.lock.hcl. What is pinned already stays as it is, but for the images that --update names.
+Keep the file in version control: two machines with the same lock build the same images.`,
+		Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			m, images, err := a.images()
+			if err != nil {
+				return err
+			}
+			req, err := a.request(m, images)
+			if err != nil {
+				return err
+			}
+			req.LockOnly = true
+			for _, n := range update {
+				req.Update = append(req.Update, spec.ImageName(n))
+			}
+			_, err = a.bake(c.Context(), m, req)
+			return err
+		},
+	}
+	c.Flags().StringArrayVar(&update, "update", nil, "pin image `NAME` anew; may be given again")
+	return c
+}
+
+func (a *app) buildCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "build",
+		Short: "Lock and build the app's images",
+		Long: `Build locks what the lock does not pin yet, and bakes every image, several at a time. The same sources and lock
+give the same digests on any machine.`,
+		Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			m, images, err := a.images()
+			if err != nil {
+				return err
+			}
+			req, err := a.request(m, images)
+			if err != nil {
+				return err
+			}
+			baked, err := a.bake(c.Context(), m, req)
+			if err != nil {
+				return err
+			}
+			if a.output == "json" {
+				return a.json(baked)
+			}
+			var rows [][]string
+			for _, n := range slices.Sorted(maps.Keys(baked)) {
+				r := baked[n]
+				rows = append(rows, []string{string(n), r.Platform.String(), r.Manifest.String(), r.Root.Short(), spec.FormatSize(r.RootSize)})
+			}
+			return table(a.Stdout, "IMAGE PLATFORM MANIFEST ROOT SIZE", rows)
+		},
+	}
+}
+
+// images are the app's images. They belong to the bundle, which is the same for every environment: an image that differs
+// between two of them is refused.
+func (a *app) images() (*parse.Module, []spec.Image, error) {
+	m, err := a.load()
+	if err != nil {
+		return nil, nil, err
+	}
+	var first spec.App
+	for i, env := range m.Environments() {
+		evaluated, diags := m.Evaluate(env, nil)
+		if err := a.diagnose(diags); err != nil {
+			return nil, nil, err
+		}
+		if i == 0 {
+			first = evaluated
+		} else if !reflect.DeepEqual(first.Images, evaluated.Images) {
+			return nil, nil, fault.WithHint(
+				fault.Errorf(fault.Invalid, "the images differ between %s and %s: one bundle goes to every environment", first.Env.Name, env),
+				"take variables and env.name out of the image blocks; components may use them")
+		}
+	}
+	return m, first.Images, nil
+}
+
+// cache is where this user's images are kept between builds.
+func (a *app) cache() (store *registry.Store, roots string, err error) {
+	base := a.Getenv("INVAR_CACHE")
+	if base == "" {
+		if base, err = os.UserCacheDir(); err != nil {
+			return nil, "", fault.WithHint(fault.As(fault.Invalid, err), "set INVAR_CACHE to a directory")
+		}
+		base = filepath.Join(base, "invar")
+	}
+	store, err = registry.Open(filepath.Join(base, "oci"))
+	return store, filepath.Join(base, "roots"), err
+}
+
+func (a *app) request(m *parse.Module, images []spec.Image) (bake.Request, error) {
+	store, roots, err := a.cache()
+	if err != nil {
+		return bake.Request{}, err
+	}
+	return bake.Request{Dir: a.dir, Images: images, Lock: m.Lock(), Store: store, Roots: roots}, nil
+}
+
+// bake bakes with progress, and writes the lock when it has changed.
+func (a *app) bake(ctx context.Context, m *parse.Module, req bake.Request) (map[spec.ImageName]image.Resolved, error) {
+	p := a.newProgress(req.Images)
+	req.Progress = p.event
+	result, err := bake.Bake(ctx, req)
+	p.done()
+	if err != nil {
+		return nil, err
+	}
+	before, after := parse.WriteLock(m.Lock()), parse.WriteLock(result.Lock)
+	file := filepath.Join(a.dir, parse.LockFile)
+	if _, statErr := os.Stat(file); string(before) == string(after) && (statErr == nil || len(result.Lock.Images) == 0) {
+		return result.Images, nil
+	}
+	if err := writeBeside(file, after); err != nil {
+		return nil, fmt.Errorf("writing the lock: %w", err)
+	}
+	fmt.Fprintf(a.Stderr, "wrote %s\n", parse.LockFile)
+	return result.Images, nil
+}
+
+// plan makes the release for env, brings it to the server, and asks what applying it would do.
+func (a *app) plan(ctx context.Context, env spec.EnvName) (api.Plan, error) {
+	m, images, err := a.images()
+	if err != nil {
+		return api.Plan{}, err
+	}
+	if !slices.Contains(m.Environments(), env) {
+		return api.Plan{}, fault.WithHint(fault.Errorf(fault.NotFound, "%s has no environment %q", m.App(), env),
+			"it has %s; an environment is a block: environment %q {}", join(m.Environments()), env)
+	}
+	cl, err := a.client()
+	if err != nil {
+		return api.Plan{}, err
+	}
+	if _, err := cl.Server(ctx); err != nil { // before minutes of building
+		return api.Plan{}, err
+	}
+	req, err := a.request(m, images)
+	if err != nil {
+		return api.Plan{}, err
+	}
+	baked, err := a.bake(ctx, m, req)
+	if err != nil {
+		return api.Plan{}, err
+	}
+	made, err := a.release(ctx, env, baked, req.Store)
+	if err != nil {
+		return api.Plan{}, err
+	}
+	if err := a.push(ctx, cl, m.App(), req.Store, made); err != nil {
+		return api.Plan{}, err
+	}
+	return cl.Plan(ctx, string(env), api.PlanRequest{Bundle: made.bundle, Release: made.release})
+}
+
+// release makes bundle and release of the directory as it is now, the lock included.
+func (a *app) release(ctx context.Context, env spec.EnvName, images map[spec.ImageName]image.Resolved, store *registry.Store) (made, error) {
+	fsys := os.DirFS(a.dir)
+	m, diags := parse.Load(fsys)
+	if err := a.diagnose(diags); err != nil {
+		return made{}, err
+	}
+	files := map[string][]byte{}
+	for _, name := range m.Reads() {
+		b, err := fs.ReadFile(fsys, name)
+		if err != nil {
+			return made{}, fmt.Errorf("bundling: %w", err)
+		}
+		files[name] = b
+	}
+	return makeRelease(ctx, env, files, images, store)
+}

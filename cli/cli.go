@@ -1,0 +1,204 @@
+// Package cli has the commands of invar: arguments in; text or JSON out.
+//
+// Results go to stdout, progress and diagnostics to stderr. Every command takes the global flags
+// -C, --server, -o and --no-color, and ends with one of the exit statuses below.
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/invarhq/invar/fault"
+)
+
+// Exit statuses.
+const (
+	ExitDone     = 0 // done
+	ExitFailed   = 1 // failed or misused
+	ExitDiffers  = 2 // differences exist
+	ExitReverted = 3 // the rollout failed and was reverted
+	ExitDenied   = 4 // refused by policy, permission or freeze
+	ExitWaits    = 5 // waits for approval
+	ExitUntrue   = 6 // does not verify
+)
+
+const exitHelp = `Exit status:
+  0  done
+  1  failed or misused
+  2  differences exist (plan --detailed-exitcode, diff)
+  3  the rollout failed and was reverted
+  4  refused by policy, permission or freeze
+  5  waits for approval
+  6  does not verify`
+
+// Env is what a command line is given by the process that it runs in.
+type Env struct {
+	Args    []string
+	Stdin   io.Reader
+	Stdout  io.Writer
+	Stderr  io.Writer
+	Getenv  func(string) string
+	Version string
+	Daemons Daemons
+}
+
+// Daemons are the long-running parts, which the command line starts but does not contain.
+type Daemons struct {
+	Server  func(ctx context.Context, c ServerConfig) error
+	Stop    func(ctx context.Context, dataDir string) error // ends server, gateway, instances and launcher; the data stays
+	Gateway func(ctx context.Context) error
+	// VerifyDir checks the ledger of a copied data directory, offline.
+	VerifyDir func(ctx context.Context, dir, vkey string) (VerifyReport, error)
+}
+
+// ServerConfig is what the flags of "invar server" say.
+type ServerConfig struct {
+	Data     string // data directory
+	Listen   string // address of the API; "" is none
+	Gateway  string // address of the HTTP gateway
+	HTTPS    string // address of the HTTPS gateway; "" is none
+	ACME     string // directory URL of the certificate authority for routes with tls = "acme"
+	ACMEMail string
+	ACMERoot string // file of PEM certificates that the ACME server is trusted by; "" is the system's
+}
+
+// exitError ends the program with a status of its own.
+type exitError struct {
+	code int
+	err  error // nil: nothing more to say
+}
+
+func (e *exitError) Error() string {
+	if e.err == nil {
+		return ""
+	}
+	return e.err.Error()
+}
+
+func (e *exitError) Unwrap() error { return e.err }
+
+func exit(code int, err error) error { return &exitError{code, err} }
+
+// app is one command line while it runs.
+type app struct {
+	Env
+	dir     string
+	server  string
+	output  string
+	noColor bool
+	token   string
+}
+
+// Run runs one command line and returns its exit status.
+func Run(ctx context.Context, env Env) int {
+	a := &app{Env: env}
+	root := a.root()
+	root.SetArgs(env.Args)
+	err := root.ExecuteContext(ctx)
+	return a.report(err)
+}
+
+// report prints err for people, with its hint on a line of its own, and returns the status.
+func (a *app) report(err error) int {
+	if err == nil {
+		return ExitDone
+	}
+	code := ExitFailed
+	switch fault.KindOf(err) {
+	case fault.Denied:
+		code = ExitDenied
+	case fault.Corrupt:
+		code = ExitUntrue
+	}
+	if e, ok := errors.AsType[*exitError](err); ok {
+		code = e.code
+	}
+	if errors.Is(err, context.Canceled) {
+		fmt.Fprintln(a.Stderr, "interrupted")
+		return ExitFailed
+	}
+	if msg := err.Error(); msg != "" {
+		fmt.Fprintf(a.Stderr, "%s %s\n", a.style().err("error:"), strings.TrimRight(msg, "\n"))
+	}
+	if hint := fault.Hint(err); hint != "" {
+		fmt.Fprintf(a.Stderr, "%s %s\n", a.style().hint("hint:"), hint)
+	}
+	return code
+}
+
+// root is the tree of commands.
+func (a *app) root() *cobra.Command {
+	root := &cobra.Command{
+		Use:           "invar",
+		Short:         "Immutable infrastructure that can prove what runs",
+		Long:          longRoot,
+		Version:       a.Version,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args:          cobra.NoArgs,
+		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
+	}
+	root.SetIn(a.Stdin)
+	root.SetOut(a.Stdout)
+	root.SetErr(a.Stderr)
+	f := root.PersistentFlags()
+	f.StringVarP(&a.dir, "dir", "C", ".", "the app's directory")
+	f.StringVar(&a.server, "server", a.defaultServer(), "the server: unix://PATH or http(s)://HOST:PORT (INVAR_SERVER)")
+	f.StringVarP(&a.output, "output", "o", "text", "text or json")
+	f.BoolVar(&a.noColor, "no-color", a.Getenv("NO_COLOR") != "", "no colours (NO_COLOR)")
+	root.PersistentPreRunE = func(*cobra.Command, []string) error {
+		if a.output != "text" && a.output != "json" {
+			return fault.Errorf(fault.Invalid, "output %q: want text or json", a.output)
+		}
+		a.token = a.Getenv("INVAR_TOKEN")
+		return nil
+	}
+	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
+		return fault.WithHint(fault.As(fault.Invalid, err), "%s --help", c.CommandPath())
+	})
+	root.AddGroup(
+		&cobra.Group{ID: "start", Title: "Start here:"},
+		&cobra.Group{ID: "app", Title: "An app's directory:"},
+		&cobra.Group{ID: "env", Title: "Environments:"},
+		&cobra.Group{ID: "proof", Title: "Proof:"},
+	)
+	group(root, "start", a.demoCommand(), a.initCommand(), a.serverCommand())
+	group(root, "app", a.fmtCommand(), a.validateCommand(), a.lockCommand(), a.buildCommand())
+	group(root, "env", a.planCommand(), a.applyCommand(), a.statusCommand(), a.historyCommand(), a.showCommand(),
+		a.diffCommand(), a.rollbackCommand(), a.logsCommand(), a.destroyCommand())
+	group(root, "proof", a.ledgerCommand())
+	root.AddCommand(a.tokenCommand(), a.gatewayCommand(), a.manCommand())
+	root.CompletionOptions.HiddenDefaultCmd = false
+	return root
+}
+
+func group(root *cobra.Command, id string, commands ...*cobra.Command) {
+	for _, c := range commands {
+		c.GroupID = id
+		root.AddCommand(c)
+	}
+}
+
+const longRoot = `invar runs apps as immutable instances and can prove what runs.
+
+Nothing is changed in place. Every change makes a new content-addressed release and new
+instances beside the old; the traffic switches when they are healthy; going back takes a
+second; every step is an entry in a tamper-evident ledger.
+
+` + exitHelp
+
+// defaultServer is where commands look for the server when nothing else is said.
+func (a *app) defaultServer() string {
+	if s := a.Getenv("INVAR_SERVER"); s != "" {
+		return s
+	}
+	return "unix://" + DefaultData + "/invar.sock"
+}
+
+// DefaultData is the server's data directory unless told otherwise.
+const DefaultData = "/var/lib/invar"

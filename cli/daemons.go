@@ -1,0 +1,143 @@
+package cli
+
+import (
+	"fmt"
+	"os"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/cobra/doc"
+
+	"github.com/invarhq/invar/api"
+)
+
+func (a *app) serverCommand() *cobra.Command {
+	var cfg ServerConfig
+	c := &cobra.Command{
+		Use:   "server",
+		Short: "Run the server",
+		Long: `Server runs the daemon on this machine. Local commands reach it through the socket DATA/invar.sock, others
+over --listen with a token ("invar token create NAME"). Traffic enters at --gateway.
+
+Instances and the gateway run on while the server is stopped, killed or upgraded; it finds them again when it
+starts. "invar server stop" retires them as well.`,
+		Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error { return a.Daemons.Server(c.Context(), cfg) },
+	}
+	f := c.Flags()
+	f.StringVar(&cfg.Data, "data", DefaultData, "data `DIR`ectory; made when it is missing or empty")
+	f.StringVar(&cfg.Listen, "listen", "127.0.0.1:7373", "`ADDR`ess of the API; \"\" for none")
+	f.StringVar(&cfg.Gateway, "gateway", "127.0.0.1:8080", "`ADDR`ess of the HTTP gateway")
+	f.StringVar(&cfg.HTTPS, "gateway-tls", "127.0.0.1:8443", "`ADDR`ess of the HTTPS gateway, for routes with tls; \"\" for none")
+	f.StringVar(&cfg.ACME, "acme", "", "directory `URL` of the ACME authority for routes with tls = \"acme\"")
+	f.StringVar(&cfg.ACMEMail, "acme-email", "", "`ADDRESS` that the ACME authority may write to")
+	f.StringVar(&cfg.ACMERoot, "acme-root", "", "`FILE` of PEM certificates that the ACME server is trusted by")
+	c.AddCommand(a.serverStopCommand())
+	return c
+}
+
+func (a *app) serverStopCommand() *cobra.Command {
+	var data string
+	c := &cobra.Command{
+		Use:   "stop",
+		Short: "Stop the server, the gateway and every instance of this machine",
+		Long: `Stop ends all that "invar server" started on this machine: instances, gateway, launcher, mounts. The data
+directory stays, and the next "invar server" starts what the ledger says should run.`,
+		Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error { return a.Daemons.Stop(c.Context(), data) },
+	}
+	c.Flags().StringVar(&data, "data", DefaultData, "data `DIR`ectory")
+	return c
+}
+
+// gatewayCommand is what the server starts; people have no use for it.
+func (a *app) gatewayCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:    "gateway",
+		Short:  "Run the gateway (the server starts it)",
+		Hidden: true,
+		Args:   cobra.NoArgs,
+		RunE:   func(c *cobra.Command, _ []string) error { return a.Daemons.Gateway(c.Context()) },
+	}
+}
+
+func (a *app) tokenCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "token",
+		Short: "Manage the tokens that let programs use the API over TCP",
+		Args:  cobra.NoArgs,
+		RunE:  func(c *cobra.Command, _ []string) error { return c.Help() },
+	}
+	create := &cobra.Command{
+		Use:   "create NAME",
+		Short: "Make a token; its secret is shown once",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			cl, err := a.client()
+			if err != nil {
+				return err
+			}
+			t, err := cl.CreateToken(c.Context(), api.TokenRequest{Name: args[0]})
+			if err != nil {
+				return err
+			}
+			if a.output == "json" {
+				return a.json(t)
+			}
+			fmt.Fprintf(a.Stderr, "token %s for %s; set it as INVAR_TOKEN, it is not shown again:\n", t.ID, t.Name)
+			_, err = fmt.Fprintln(a.Stdout, t.Secret)
+			return err
+		},
+	}
+	list := &cobra.Command{
+		Use:   "list",
+		Short: "List the tokens that are valid",
+		Args:  cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			cl, err := a.client()
+			if err != nil {
+				return err
+			}
+			tokens, err := cl.Tokens(c.Context())
+			if err != nil {
+				return err
+			}
+			if a.output == "json" {
+				return a.json(tokens)
+			}
+			var rows [][]string
+			for _, t := range tokens {
+				rows = append(rows, []string{t.ID, t.Name, t.By, age(t.CreatedAt)})
+			}
+			return table(a.Stdout, "ID NAME BY AGE", rows)
+		},
+	}
+	revoke := &cobra.Command{
+		Use:   "revoke ID",
+		Short: "Revoke a token",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			cl, err := a.client()
+			if err != nil {
+				return err
+			}
+			return cl.DeleteToken(c.Context(), args[0])
+		},
+	}
+	c.AddCommand(create, list, revoke)
+	return c
+}
+
+func (a *app) manCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "man DIR",
+		Short: "Write the man pages into a directory",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			if err := os.MkdirAll(args[0], 0o755); err != nil {
+				return err
+			}
+			header := &doc.GenManHeader{Title: "INVAR", Section: "1", Source: "invar " + a.Version}
+			return doc.GenManTree(c.Root(), header, args[0])
+		},
+	}
+}

@@ -1,0 +1,88 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net/http"
+
+	"github.com/invarhq/invar/api/client"
+	"github.com/invarhq/invar/digest"
+	"github.com/invarhq/invar/image"
+	"github.com/invarhq/invar/image/registry"
+	"github.com/invarhq/invar/release"
+	"github.com/invarhq/invar/spec"
+	"github.com/invarhq/invar/spec/parse"
+)
+
+// made is a release with its artifacts in a store.
+type made struct {
+	bundle, release digest.Digest // identities
+	artifact        digest.Digest // of the OCI index that holds all of it
+}
+
+// makeRelease bundles the sources, evaluates the bundle for env as the server will, and stores the artifacts.
+func makeRelease(ctx context.Context, env spec.EnvName, files map[string][]byte, images map[spec.ImageName]image.Resolved, store *registry.Store) (made, error) {
+	source, sourceDigest, err := release.SourceTar(files)
+	if err != nil {
+		return made{}, err
+	}
+	fsys, err := release.SourceFS(files)
+	if err != nil {
+		return made{}, err
+	}
+	m, _ := parse.Load(fsys)
+	evaluated, diags := m.Evaluate(env, nil)
+	if err := diags.Err(); err != nil {
+		return made{}, err
+	}
+	bundle := release.Bundle{V: 1, App: m.App(), Source: sourceDigest, Images: images}
+	bundleDigest, err := bundle.Digest()
+	if err != nil {
+		return made{}, err
+	}
+	record, err := release.Evaluate(evaluated, bundleDigest, images)
+	if err != nil {
+		return made{}, err
+	}
+	releaseDigest, err := record.Digest()
+	if err != nil {
+		return made{}, err
+	}
+	bundleArtifact, err := release.BundleManifest(bundle, source)
+	if err != nil {
+		return made{}, err
+	}
+	index, recordArtifact, err := release.ReleaseIndex(record, bundleArtifact.Descriptor, images)
+	if err != nil {
+		return made{}, err
+	}
+	for _, a := range []release.Artifact{bundleArtifact, recordArtifact, index} {
+		if err := keep(ctx, store, a); err != nil {
+			return made{}, err
+		}
+	}
+	return made{bundleDigest, releaseDigest, digest.Digest(index.Descriptor.Digest)}, nil
+}
+
+// keep puts an artifact into a store.
+func keep(ctx context.Context, store *registry.Store, a release.Artifact) error {
+	for _, b := range a.Blobs {
+		if _, err := store.PutBlob(ctx, digest.Digest(b.Descriptor.Digest), bytes.NewReader(b.Content)); err != nil {
+			return fmt.Errorf("keeping %s: %w", b.Descriptor.Digest, err)
+		}
+	}
+	if _, err := store.PutBlob(ctx, digest.Digest(a.Descriptor.Digest), bytes.NewReader(a.Manifest)); err != nil {
+		return fmt.Errorf("keeping %s: %w", a.Descriptor.Digest, err)
+	}
+	return nil
+}
+
+// push brings a release, and the images that the server does not have yet, to the server.
+func (a *app) push(ctx context.Context, cl *client.Client, app spec.AppName, store *registry.Store, m made) error {
+	to := registry.Remote{URL: cl.Base().String(), Repository: registry.Repository(app), Transport: cl.Transport()}
+	if a.token != "" {
+		to.Header = http.Header{"Authorization": {"Bearer " + a.token}}
+	}
+	return store.Push(ctx, to, m.artifact, "", nil)
+}

@@ -1,0 +1,385 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/invarhq/invar/api"
+	"github.com/invarhq/invar/api/client"
+	"github.com/invarhq/invar/fault"
+)
+
+func (a *app) client() (*client.Client, error) {
+	return client.New(a.server, client.Options{Token: a.token, Version: a.Version})
+}
+
+func (a *app) statusCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "status [ENV]",
+		Short: "Show environments, or one environment's instances",
+		Args:  cobra.MaximumNArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			cl, err := a.client()
+			if err != nil {
+				return err
+			}
+			if len(args) == 0 {
+				return a.statusAll(c.Context(), cl)
+			}
+			env, err := cl.Environment(c.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			if a.output == "json" {
+				return a.json(env)
+			}
+			renderEnvironment(a.Stdout, a.outStyle(), env)
+			return nil
+		},
+	}
+}
+
+func (a *app) statusAll(ctx context.Context, cl *client.Client) error {
+	list, err := cl.Environments(ctx)
+	if err != nil {
+		return err
+	}
+	if a.output == "json" {
+		return a.json(list)
+	}
+	if len(list) == 0 {
+		fmt.Fprintln(a.Stdout, "no environments yet: invar apply ENV makes the first")
+		return nil
+	}
+	var rows [][]string
+	for _, e := range list {
+		rows = append(rows, []string{e.Name, orDash(e.App), strconv.Itoa(e.Generation), e.State,
+			fmt.Sprintf("%d/%d", e.Healthy, e.Wanted), orDash(e.Release.Short()), age(e.At) + " ago", orDash(e.By)})
+	}
+	return table(a.Stdout, "ENVIRONMENT APP GENERATION STATE HEALTHY RELEASE SINCE BY", rows)
+}
+
+// renderEnvironment writes one environment for people.
+func renderEnvironment(w io.Writer, st style, env api.Environment) {
+	fmt.Fprintf(w, "%s  %s  generation %d  %s  %d/%d healthy\n", st.bold(env.Name), orDash(env.App), env.Generation, stateWord(st, env.State), env.Healthy, env.Wanted)
+	if env.Cause != "" {
+		fmt.Fprintf(w, "  %s\n", env.Cause)
+	}
+	if env.Release != "" {
+		fmt.Fprintf(w, "  release %s  by %s, %s ago", env.Release.Short(), orDash(env.By), age(env.At))
+		if env.Reason != "" {
+			fmt.Fprintf(w, ": %s", env.Reason)
+		}
+		fmt.Fprintln(w)
+	}
+	for _, r := range env.Routes {
+		to := r.Component + "." + r.Port
+		if !r.Healthy {
+			to += "  no healthy instance"
+		}
+		fmt.Fprintf(w, "  %s  → %s\n", r.URL, to)
+	}
+	if len(env.Instances) == 0 {
+		return
+	}
+	fmt.Fprintln(w)
+	table(w, "COMPONENT INSTANCE VERSION GENERATION PHASE STATE HEALTH TRAFFIC AGE", instanceRows(env))
+	for _, i := range env.Instances {
+		if i.Detail != "" {
+			fmt.Fprintf(w, "  %s: %s\n", i.ID, i.Detail)
+		}
+	}
+}
+
+func instanceRows(env api.Environment) [][]string {
+	percent := map[string]int{}
+	for _, c := range env.Components {
+		for _, v := range c.Versions {
+			percent[c.Name+string(v.Digest)] = v.Percent
+		}
+	}
+	var rows [][]string
+	for _, i := range env.Instances {
+		if i.Phase == "gone" {
+			continue
+		}
+		traffic := strconv.Itoa(percent[i.Component+string(i.Digest)]) + "%"
+		switch {
+		case traffic == "0%" && i.Phase == "retiring":
+			traffic = "draining"
+		case traffic == "0%" && !i.Head:
+			traffic = "warm"
+		}
+		rows = append(rows, []string{i.Component, i.ID, i.Digest.Short(), strconv.Itoa(i.Generation), i.Phase, i.State, i.Health,
+			traffic, seconds(time.Duration(i.AgeSeconds) * time.Second)})
+	}
+	return rows
+}
+
+func stateWord(st style, s string) string {
+	switch s {
+	case api.Completed:
+		return st.good(s)
+	case api.Failed:
+		return st.bad(s)
+	}
+	return st.warn(s)
+}
+
+func orDash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+func age(t time.Time) string { return seconds(time.Since(t)) }
+
+// seconds writes a duration in one unit, as people say it.
+func seconds(d time.Duration) string {
+	switch {
+	case d < 0:
+		return "0s"
+	case d < 2*time.Minute:
+		return strconv.Itoa(int(d.Seconds())) + "s"
+	case d < 2*time.Hour:
+		return strconv.Itoa(int(d.Minutes())) + "m"
+	case d < 48*time.Hour:
+		return strconv.Itoa(int(d.Hours())) + "h"
+	}
+	return strconv.Itoa(int(d.Hours()/24)) + "d"
+}
+
+func (a *app) historyCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "history ENV",
+		Short: "Show the releases that an environment ran, newest first",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			cl, err := a.client()
+			if err != nil {
+				return err
+			}
+			h, err := cl.History(c.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			if a.output == "json" {
+				return a.json(h)
+			}
+			var rows [][]string
+			for _, g := range h {
+				why := g.Reason
+				if g.Cause != "" {
+					why = strings.TrimPrefix(why+"; "+g.Cause, "; ")
+				}
+				rows = append(rows, []string{strconv.Itoa(g.Number), g.Kind, g.Outcome, orDash(g.Release.Short()),
+					g.At.Local().Format(time.DateTime), g.By, why})
+			}
+			return table(a.Stdout, "GENERATION KIND OUTCOME RELEASE AT BY REASON", rows)
+		},
+	}
+}
+
+func (a *app) showCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "show ENV[@GENERATION]|DIGEST",
+		Short: "Show a release: every component fully resolved",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			cl, err := a.client()
+			if err != nil {
+				return err
+			}
+			ref, err := api.ParseRef(args[0])
+			if err != nil {
+				return err
+			}
+			r, err := cl.Release(c.Context(), ref)
+			if err != nil {
+				return err
+			}
+			if a.output == "json" {
+				return a.json(r)
+			}
+			renderRelease(a.Stdout, a.outStyle(), r)
+			return nil
+		},
+	}
+}
+
+func renderRelease(w io.Writer, st style, r api.Release) {
+	fmt.Fprintf(w, "%s %s  release %s\n", st.bold(r.App), st.bold(r.Env), r.Digest)
+	fmt.Fprintf(w, "  bundle %s\n", r.Bundle)
+	for _, h := range r.Heads {
+		now := ""
+		if h.Current {
+			now = "  (now)"
+		}
+		fmt.Fprintf(w, "  head of %s@%d%s\n", h.Env, h.Generation, now)
+	}
+	fmt.Fprintln(w)
+	var rows [][]string
+	for _, c := range r.Components {
+		rows = append(rows, []string{c.Name, strconv.Itoa(c.Replicas), c.Digest.Short(), c.Image.Short(), c.Root.Short()})
+	}
+	table(w, "COMPONENT REPLICAS DIGEST IMAGE ROOT", rows)
+}
+
+func (a *app) diffCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "diff A B",
+		Short: "Show how two releases differ, down to the field and the line",
+		Long: `Diff compares two releases, each named as ENV, ENV@GENERATION or a digest. It exits with 2 when they
+differ.`,
+		Args: cobra.ExactArgs(2),
+		RunE: func(c *cobra.Command, args []string) error {
+			cl, err := a.client()
+			if err != nil {
+				return err
+			}
+			ra, err := api.ParseRef(args[0])
+			if err != nil {
+				return err
+			}
+			rb, err := api.ParseRef(args[1])
+			if err != nil {
+				return err
+			}
+			d, err := cl.Diff(c.Context(), ra, rb)
+			if err != nil {
+				return err
+			}
+			if a.output == "json" {
+				err = a.json(d)
+			} else {
+				renderDiff(a.Stdout, a.outStyle(), d)
+			}
+			if err == nil && d.A != d.B {
+				return exit(ExitDiffers, nil)
+			}
+			return err
+		},
+	}
+}
+
+func renderDiff(w io.Writer, st style, d api.Diff) {
+	if d.A == d.B {
+		fmt.Fprintf(w, "both are release %s\n", d.A.Short())
+		return
+	}
+	fmt.Fprintf(w, "%s %s\n%s %s\n\n", st.bad("-"), d.A, st.good("+"), d.B)
+	last := ""
+	for _, x := range d.Differences {
+		if x.Component != last {
+			last = x.Component
+			fmt.Fprintf(w, "component %s\n", st.bold(last))
+		}
+		renderDifference(w, st, x)
+	}
+}
+
+func (a *app) rollbackCommand() *cobra.Command {
+	var to int
+	var reason string
+	var yes, detach bool
+	c := &cobra.Command{
+		Use:   "rollback ENV",
+		Short: "Move the environment back to an earlier release",
+		Long: `Rollback makes a new generation with the release of an earlier one: of --to, else of the last that
+completed before the head. While the old instances are warm, only the traffic switches. Configuration,
+images and topology go back together, since a release holds them all; volumes keep their data.`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			if !yes {
+				if err := a.confirm("Roll "+args[0]+" back?", "invar rollback "+args[0]+" --yes"); err != nil {
+					return err
+				}
+			}
+			cl, err := a.client()
+			if err != nil {
+				return err
+			}
+			acc, err := cl.Rollback(c.Context(), args[0], api.RollbackRequest{To: to, Reason: reason})
+			if err != nil {
+				return err
+			}
+			return a.accepted(c.Context(), cl, acc, detach)
+		},
+	}
+	c.Flags().IntVar(&to, "to", 0, "`GENERATION` to go back to")
+	c.Flags().StringVar(&reason, "reason", "", "why; recorded in the ledger")
+	c.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
+	c.Flags().BoolVar(&detach, "detach", false, "do not wait for the rollout")
+	return c
+}
+
+func (a *app) destroyCommand() *cobra.Command {
+	var reason string
+	var yes, detach, volumes bool
+	c := &cobra.Command{
+		Use:   "destroy ENV",
+		Short: "Retire all that an environment runs",
+		Long: `Destroy makes a new generation that runs nothing. The history stays, and "invar rollback ENV" brings the
+environment back. Volumes stay as well unless --volumes is given; then their data is gone for good.`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			if !yes {
+				question := "Retire everything in " + args[0] + "?"
+				if volumes {
+					question = "Retire everything in " + args[0] + " and delete its volumes for good?"
+				}
+				if err := a.confirm(question, "invar destroy "+args[0]+" --yes"); err != nil {
+					return err
+				}
+			}
+			cl, err := a.client()
+			if err != nil {
+				return err
+			}
+			acc, err := cl.Destroy(c.Context(), args[0], api.DestroyRequest{Reason: reason, Volumes: volumes})
+			if err != nil {
+				return err
+			}
+			return a.accepted(c.Context(), cl, acc, detach)
+		},
+	}
+	c.Flags().StringVar(&reason, "reason", "", "why; recorded in the ledger")
+	c.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
+	c.Flags().BoolVar(&detach, "detach", false, "do not wait")
+	c.Flags().BoolVar(&volumes, "volumes", false, "delete the environment's volumes as well")
+	return c
+}
+
+func (a *app) logsCommand() *cobra.Command {
+	var follow bool
+	var tail int
+	var id string
+	c := &cobra.Command{
+		Use:   "logs ENV/COMPONENT",
+		Short: "Show what a component's instances wrote",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			env, component, ok := strings.Cut(args[0], "/")
+			if !ok || env == "" || component == "" {
+				return fault.WithHint(fault.Errorf(fault.Invalid, "%q names no component", args[0]), "invar logs ENV/COMPONENT")
+			}
+			cl, err := a.client()
+			if err != nil {
+				return err
+			}
+			q := client.LogsQuery{Env: env, Component: component, Instance: id, Tail: tail, Follow: follow}
+			return cl.Logs(c.Context(), q, a.Stdout)
+		},
+	}
+	c.Flags().BoolVarP(&follow, "follow", "f", false, "go on as more is written")
+	c.Flags().IntVarP(&tail, "tail", "n", -1, "only the last `LINES` of each instance")
+	c.Flags().StringVar(&id, "instance", "", "only the `INSTANCE`")
+	return c
+}

@@ -1,0 +1,97 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/invarhq/invar/control"
+	"github.com/invarhq/invar/digest"
+	"github.com/invarhq/invar/fault"
+	"github.com/invarhq/invar/image/registry"
+	"github.com/invarhq/invar/image/root"
+	"github.com/invarhq/invar/release"
+	"github.com/invarhq/invar/spec"
+	"github.com/invarhq/invar/spec/parse"
+)
+
+// maxSourceArchive bounds the sources of a bundle that the server reads.
+const maxSourceArchive = 64 << 20
+
+// evaluator evaluates bundles again, and makes the roots that their images need.
+type evaluator struct {
+	store *registry.Store
+	roots string
+}
+
+// evaluate is control.Evaluate. It takes nothing on trust: the release follows from the sources, and every root
+// is built here from the image's layers and compared with what the bundle says.
+func (e *evaluator) evaluate(ctx context.Context, source io.Reader, env spec.EnvName, bundle release.Bundle, name digest.Digest) (release.Record, error) {
+	raw, err := io.ReadAll(io.LimitReader(source, maxSourceArchive+1))
+	if err != nil {
+		return release.Record{}, fmt.Errorf("reading the sources: %w", err)
+	}
+	files, err := release.ReadSource(raw)
+	if err != nil {
+		return release.Record{}, err
+	}
+	fsys, err := release.SourceFS(files)
+	if err != nil {
+		return release.Record{}, err
+	}
+	m, diags := parse.Load(fsys)
+	if err := diags.Err(); err != nil {
+		return release.Record{}, err
+	}
+	if m.App() != bundle.App {
+		return release.Record{}, fault.Errorf(fault.Invalid, "the bundle says app %q, its sources say %q", bundle.App, m.App())
+	}
+	app, diags := m.Evaluate(env, nil)
+	if err := diags.Err(); err != nil {
+		return release.Record{}, err
+	}
+	record, err := release.Evaluate(app, name, bundle.Images)
+	if err != nil {
+		return release.Record{}, err
+	}
+	return record, e.buildRoots(ctx, bundle, record)
+}
+
+// buildRoots makes the root of every image that a component runs, unless it is there, and refuses one that differs.
+func (e *evaluator) buildRoots(ctx context.Context, bundle release.Bundle, record release.Record) error {
+	used := map[digest.Digest]bool{}
+	for _, p := range record.Components {
+		used[p.Component.Image] = true
+	}
+	for name, img := range bundle.Images {
+		if !used[img.Manifest] {
+			continue
+		}
+		built, _, err := root.Build(ctx, e.store, e.roots, img.Manifest)
+		if err != nil {
+			return fmt.Errorf("building the root of image %q: %w", name, err)
+		}
+		if built.Root != img.Root {
+			return fault.Errorf(fault.Invalid, "image %q: its layers give root %s, the bundle says %s", name, built.Root, img.Root)
+		}
+	}
+	return nil
+}
+
+// blobs shows control the registry's content, and the roots beside it.
+type blobs struct {
+	*registry.Store
+	roots string
+}
+
+var _ control.Blobs = blobs{}
+
+// Has reports whether a blob or a root is there.
+func (b blobs) Has(d digest.Digest) bool {
+	if b.Store.Has(d) {
+		return true
+	}
+	_, err := os.Stat(root.Path(b.roots, d))
+	return err == nil
+}

@@ -1,0 +1,55 @@
+package server
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"github.com/invarhq/invar/instance"
+	"github.com/invarhq/invar/state"
+)
+
+// collector reads the newest state when it is asked: there is nothing to keep in step.
+type collector struct {
+	now func() state.State
+}
+
+var (
+	ledgerEntries = prometheus.NewDesc("invar_ledger_entries", "Entries of the ledger.", nil, nil)
+	generation    = prometheus.NewDesc("invar_environment_generation", "Generation of the environment's head.", []string{"environment"}, nil)
+	rolling       = prometheus.NewDesc("invar_environment_state", "1 for the state that the head's rollout is in.", []string{"environment", "state"}, nil)
+	instances     = prometheus.NewDesc("invar_environment_instances", "Instances by what the ledger says of their health.", []string{"environment", "health"}, nil)
+)
+
+func (c collector) Describe(ch chan<- *prometheus.Desc) { prometheus.DescribeByCollect(c, ch) }
+
+func (c collector) Collect(ch chan<- prometheus.Metric) {
+	now := c.now()
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	gauge(ledgerEntries, float64(now.Size()))
+	for env := range now.Environments() {
+		gauge(generation, float64(env.Head.Number), string(env.Name))
+		gauge(rolling, 1, string(env.Name), string(env.Head.Outcome))
+		counts := map[instance.Health]int{instance.Passing: 0, instance.Failing: 0, instance.Unknown: 0}
+		for _, i := range env.Instances {
+			if i.Live() {
+				counts[i.Health]++
+			}
+		}
+		for health, n := range counts {
+			label := string(health)
+			if health == instance.Unknown {
+				label = "unknown"
+			}
+			gauge(instances, float64(n), string(env.Name), label)
+		}
+	}
+}
+
+// newRegistry has the server's metrics and those of its process.
+func newRegistry(now func() state.State) *prometheus.Registry {
+	r := prometheus.NewRegistry()
+	r.MustRegister(collector{now}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return r
+}

@@ -1,0 +1,242 @@
+// Package server wires the daemon: the data directory, the ledger, the host, the gateway, the loops and the API. It
+// decides nothing itself.
+//
+// Start order, and what each step leaves when the server dies after it:
+//
+//	data directory, ledger    nothing runs yet; a second server is refused
+//	host                      finds the launcher and what runs; starts the launcher when there is none
+//	gateway                   finds the process that serves, or starts one with the last table
+//	loops                     go on with every rollout from what ledger and host say
+//	API                       last: who can ask gets an answer
+//
+// It ends in the opposite order, and leaves instances, launcher and gateway as they are.
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	goruntime "runtime"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/invarhq/invar/api"
+	"github.com/invarhq/invar/api/handler"
+	"github.com/invarhq/invar/control"
+	"github.com/invarhq/invar/fault"
+	"github.com/invarhq/invar/gateway/proxy"
+	"github.com/invarhq/invar/image/registry"
+	"github.com/invarhq/invar/reconcile"
+	"github.com/invarhq/invar/runtime/local"
+)
+
+// Config says where a server lives and listens.
+type Config struct {
+	Data     string // data directory; made when it is missing
+	Listen   string // address of the API over TCP; "": none
+	HTTP     string // address of the HTTP gateway
+	HTTPS    string // address of the HTTPS gateway; "": none
+	ACME     proxy.ACME
+	Version  string
+	Command  []string // starts the gateway: this program and its arguments
+	Launcher string   // path of the launcher's program; "" is the one that this program carries
+	Log      *slog.Logger
+}
+
+// stopWithin bounds the time that requests under way get when the server is told to stop.
+const stopWithin = 10 * time.Second
+
+// Server is a running daemon.
+type Server struct {
+	config  Config
+	log     *slog.Logger
+	started time.Time
+	data    *data
+	content *registry.Store
+	control *control.Service
+	host    *local.Host
+	gateway *proxy.Supervisor
+	loops   *reconcile.Reconciler
+	api     *handler.Handler
+}
+
+// Run serves until ctx ends. Instances and gateway run on.
+func Run(ctx context.Context, config Config) (err error) {
+	s := &Server{config: config, log: config.Log, started: time.Now()}
+	defer func() { err = errors.Join(err, s.close()) }()
+	for _, step := range []func(context.Context) error{s.openLedger, s.openHost, s.openGateway, s.openAPI} {
+		if err := step(ctx); err != nil {
+			return err
+		}
+	}
+	return s.serve(ctx)
+}
+
+func (s *Server) openLedger(ctx context.Context) (err error) {
+	if s.data, err = openData(ctx, s.config.Data); err != nil {
+		return err
+	}
+	empty, err := s.data.empty(ctx)
+	if err != nil {
+		return err
+	}
+	if s.content, err = registry.Open(s.data.path(ociDir)); err != nil {
+		return err
+	}
+	roots := s.data.path(rootsDir)
+	if err := os.MkdirAll(roots, 0o700); err != nil {
+		return fmt.Errorf("making the directory of roots: %w", err)
+	}
+	e := &evaluator{s.content, roots}
+	s.control, err = control.Open(ctx, control.Config{
+		Store: s.data.store, Blobs: blobs{s.content, roots}, Evaluate: e.evaluate,
+		Origin: s.data.key.origin(), Signer: s.data.key.signer, Verifier: s.data.key.verifier, VKey: s.data.key.vkey,
+		Version: s.config.Version, Init: empty, Log: s.log,
+	})
+	if err != nil {
+		return err
+	}
+	return s.data.begin()
+}
+
+func (s *Server) openHost(ctx context.Context) (err error) {
+	s.host, err = local.Open(ctx, local.Config{Dir: s.data.dir, Launcher: s.config.Launcher, Log: s.log})
+	if err != nil {
+		return err
+	}
+	for _, w := range s.host.Features().Warnings() {
+		s.log.Warn("this machine lacks a feature", "feature", w)
+	}
+	return nil
+}
+
+func (s *Server) openGateway(ctx context.Context) (err error) {
+	s.gateway, err = proxy.Supervise(ctx, s.gatewayConfig(), s.config.Command)
+	return err
+}
+
+func (s *Server) gatewayConfig() proxy.Config {
+	return proxy.Config{
+		Dir: s.data.path(gatewayDir), HTTP: s.config.HTTP, HTTPS: s.config.HTTPS, Version: s.config.Version, ACME: s.config.ACME, Log: s.log,
+	}
+}
+
+// openAPI makes the loops and the API, which share nothing but control, host and gateway.
+func (s *Server) openAPI(ctx context.Context) (err error) {
+	s.loops = reconcile.New(reconcile.Config{Source: s.control.Rollouts(), Recorder: s.control, Host: s.host, Traffic: s.gateway, Log: s.log})
+	s.api, err = handler.New(handler.Config{
+		Control: s.control, Host: s.host, Source: s.data.store, Verifier: s.data.key.verifier, VKey: s.data.key.vkey, Log: s.log,
+		Version: s.config.Version, DataFormat: DataFormat, StartedAt: s.started, Machine: s.machine(),
+		Gateway: s.gateway.Status, Healthy: s.healthy, Registry: s.content.Handler(ctx),
+		Metrics: promhttp.HandlerFor(newRegistry(s.control.State), promhttp.HandlerOpts{}),
+	})
+	return err
+}
+
+// healthy says why the server can't do its work, or nil.
+func (s *Server) healthy(ctx context.Context) error {
+	if _, err := s.gateway.Status(ctx); err != nil {
+		return fmt.Errorf("the gateway does not answer: %w", err)
+	}
+	_, err := s.host.List(ctx)
+	return err
+}
+
+// machine tells what the machine can do.
+func (s *Server) machine() api.Host {
+	var u unix.Utsname
+	kernel := ""
+	if unix.Uname(&u) == nil {
+		kernel = unix.ByteSliceToString(u.Release[:])
+	}
+	name, _ := os.Hostname()
+	return api.Host{
+		Name: name, OS: goruntime.GOOS, Arch: goruntime.GOARCH, Kernel: kernel, CPUs: goruntime.NumCPU(), Features: features(s.host.Features()),
+	}
+}
+
+// serve runs the loops and the API until ctx ends or one of them fails.
+func (s *Server) serve(ctx context.Context) error {
+	listeners, err := s.listen()
+	if err != nil {
+		return err
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return s.loops.Run(ctx) })
+	group.Go(func() error { return s.destroyVolumes(ctx) })
+	web := s.api.Server()
+	for _, l := range listeners {
+		group.Go(func() error {
+			if err := web.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+				return err
+			}
+			return nil
+		})
+	}
+	group.Go(func() error {
+		<-ctx.Done()
+		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopWithin)
+		defer cancel()
+		if err := web.Shutdown(grace); err != nil {
+			return web.Close() // streams of events have no end
+		}
+		return nil
+	})
+	s.log.Info("serving", "version", s.config.Version, "data", s.data.dir, "api", s.config.Listen, "entries", s.control.State().Size(),
+		"after", time.Since(s.started).Round(time.Millisecond))
+	if err := group.Wait(); !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
+
+// listen opens the local socket and, when it is asked for, the TCP listener.
+func (s *Server) listen() ([]net.Listener, error) {
+	path := s.data.path(socketFile)
+	if err := os.Remove(path); err != nil && !os.IsNotExist(err) { // ours: the data directory is locked
+		return nil, fmt.Errorf("opening the local socket: %w", err)
+	}
+	local, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, fault.WithHint(fault.As(fault.Invalid, fmt.Errorf("opening the local socket: %w", err)), "a socket's path has at most 107 characters: choose a shorter --data")
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		return nil, errors.Join(err, local.Close())
+	}
+	if s.config.Listen == "" {
+		return []net.Listener{local}, nil
+	}
+	remote, err := net.Listen("tcp", s.config.Listen)
+	if err != nil {
+		return nil, errors.Join(fault.WithHint(fault.As(fault.Unavailable, fmt.Errorf("opening the API: %w", err)), "choose another address with --listen"), local.Close())
+	}
+	return []net.Listener{local, remote}, nil
+}
+
+// close ends what was opened, the last first.
+func (s *Server) close() error {
+	var errs []error
+	if s.gateway != nil {
+		errs = append(errs, s.gateway.Close())
+	}
+	if s.host != nil {
+		errs = append(errs, s.host.Close())
+	}
+	if s.control != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), stopWithin)
+		defer cancel()
+		errs = append(errs, s.control.Close(ctx))
+	}
+	if s.data != nil {
+		errs = append(errs, s.data.store.Close())
+	}
+	return errors.Join(errs...)
+}
