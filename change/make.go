@@ -19,6 +19,9 @@ func MakePlan(current Current, proposed Proposed) Plan {
 	}
 	if current.Base.Release == proposed.Digest {
 		p.Unchanged = len(next.Components)
+		if current.Failed {
+			p.Rollout = []release.Cause{{Field: "outcome", Old: new("failed"), New: new("another try")}}
+		}
 		return p
 	}
 	before, after, same := differing(current.Record, next)

@@ -41,11 +41,11 @@ type Plan struct {
 	Base      Base            `json:"base"`
 	Bundle    digest.Digest   `json:"bundle"`
 	Release   digest.Digest   `json:"release"`
-	Items     []Item          `json:"items,omitempty"`  // components, in order of name
-	Routes    []RouteItem     `json:"routes,omitempty"` // in order of name
-	Rollout   []release.Cause `json:"rollout,omitempty"`
-	Unchanged int             `json:"unchanged"` // components that stay as they are
-	Steps     []int           `json:"steps"`     // percent of traffic, step by step, for what starts beside; the last is 100
+	Items     []Item          `json:"items,omitempty"`   // components, in order of name
+	Routes    []RouteItem     `json:"routes,omitempty"`  // in order of name
+	Rollout   []release.Cause `json:"rollout,omitempty"` // in how, not in what; "outcome" when a failed rollout is tried again
+	Unchanged int             `json:"unchanged"`         // components that stay as they are
+	Steps     []int           `json:"steps"`             // percent of traffic, step by step, for what starts beside; the last is 100
 }
 
 // Base is what a plan was made against.
@@ -200,4 +200,5 @@ type Proposed struct {
 type Current struct {
 	Base   Base
 	Record release.Record
+	Failed bool // its rollout has failed: the same release is worth another try
 }

@@ -125,6 +125,16 @@ func TestPlan(t *testing.T) {
 	}
 }
 
+func TestAFailedRolloutCanBeTriedAgain(t *testing.T) {
+	r := record(placed(1, component("web", "1")))
+	c := current(t, 2, r)
+	c.Failed = true
+	p := change.MakePlan(c, proposed(t, r))
+	if diff := cmp.Diff(lines(p), []string{"rollout outcome", "1 unchanged"}); diff != "" || p.Empty() {
+		t.Error(diff)
+	}
+}
+
 func TestStalePlans(t *testing.T) {
 	p := change.Plan{V: 1, Env: "prod", Base: change.Base{Generation: 3, Release: digest.Of([]byte("a"))}, Release: digest.Of([]byte("b"))}
 	if err := p.Stale(p.Base); err != nil {

@@ -88,6 +88,11 @@ func TestApplyOfWhatRunsChangesNothing(t *testing.T) {
 	if err := d.record("prod", deploy.Step{Kind: deploy.Failed, Generation: 2}); err != nil {
 		t.Fatal(err)
 	}
+	if m, err := d.propose("prod", shop("2")); err != nil {
+		t.Fatal(err)
+	} else if p, err := d.Plan(t.Context(), m.Proposal); err != nil || p.Plan.Empty() {
+		t.Errorf("the plan of another try is empty (%v)", err)
+	}
 	if moved := d.apply("prod", shop("2")); !moved.Changed || moved.Generation != 3 {
 		t.Errorf("got %+v", moved)
 	}
@@ -567,6 +572,21 @@ func TestWatchGoesOnWithWhatComes(t *testing.T) {
 	want := []state.Kind{state.KindLogStart, state.KindBundle, state.KindRelease, state.KindApply, state.Kind(deploy.Done)}
 	if diff := cmp.Diff(got, want); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// What somebody else appends is never taken for the state: the service stops deciding.
+func TestForeignEntriesStopTheService(t *testing.T) {
+	d := newDesk(t)
+	if _, err := d.Ledger().Append(t.Context(), func(int64) ([][]byte, error) { return [][]byte{[]byte("{}")}, nil }); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.Destroy(t.Context(), alice, "prod", false, ""); !errors.Is(err, fault.Corrupt) {
+		t.Errorf("got %v", err)
+	}
+	d.disk.Crash()
+	if err := d.tryOpen(false); !errors.Is(err, fault.Corrupt) || !strings.Contains(err.Error(), "entry 2") {
+		t.Errorf("got %v, want the entry", err)
 	}
 }
 

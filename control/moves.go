@@ -68,7 +68,7 @@ func plan(now state.State, name spec.EnvName, rel evaluated) (Planned, error) {
 	if err := allowed(now, env, rel.record); err != nil {
 		return Planned{}, err
 	}
-	current := change.Current{Base: change.Base{Generation: env.Head.Number, Release: env.Head.Release}, Record: env.Head.Record}
+	current := change.Current{Base: change.Base{Generation: env.Head.Number, Release: env.Head.Release}, Record: env.Head.Record, Failed: env.Head.Outcome == deploy.Broken}
 	p := change.MakePlan(current, change.Proposed{Digest: rel.digest, Record: rel.record})
 	encoded, err := digest.Canonical(p)
 	if err != nil {

@@ -255,6 +255,9 @@ func (f *fold) volumesDestroyed(e Entry, d VolumeDestroy) error {
 func (f *fold) steps(entries []Entry) error {
 	e := entries[0]
 	env := f.environment(e.Env)
+	if env.Head.Number == 0 {
+		return fault.Errorf(fault.Conflict, "environment %s never had a head", e.Env)
+	}
 	steps := make([]deploy.Step, len(entries))
 	for i, e := range entries {
 		steps[i] = e.Data.(Step).Step

@@ -219,6 +219,9 @@ func TestIllegalEntriesAreRefused(t *testing.T) {
 		{"step of an unknown instance", fault.Conflict, func(w *world) state.Entry {
 			return w.entry("prod", state.Step{Step: deploy.Step{Kind: deploy.Healthy, ID: "web-aaaaaaaaaa"}})
 		}},
+		{"step where there is no environment", fault.Conflict, func(w *world) state.Entry {
+			return w.entry("staging", state.Step{Step: deploy.Step{Kind: deploy.Shift, Component: "web"}})
+		}},
 		{"unknown token", fault.NotFound, func(w *world) state.Entry { return w.entry("", state.TokenRevoke{Token: "aaaaaaaaaa"}) }},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
