@@ -32,6 +32,15 @@ func (a *app) load() (*parse.Module, error) {
 	return m, a.diagnose(diags)
 }
 
+// loadToLock is load for commands that pin what is not pinned yet: that is no problem then.
+func (a *app) loadToLock() (*parse.Module, error) {
+	m, diags := parse.Load(os.DirFS(a.dir))
+	if !diags.HasErrors() {
+		diags = slices.DeleteFunc(m.Validate(), func(d parse.Diagnostic) bool { return d.Summary == parse.NotPinned })
+	}
+	return m, a.diagnose(diags)
+}
+
 // diagnose prints the problems and returns an error when one of them is not a warning.
 func (a *app) diagnose(diags parse.Diagnostics) error {
 	if len(diags) == 0 {
@@ -198,7 +207,7 @@ func (a *app) lockCommand() *cobra.Command {
 Keep the file in version control: two machines with the same lock build the same images.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			m, images, err := a.images()
+			m, images, err := a.images(a.loadToLock)
 			if err != nil {
 				return err
 			}
@@ -226,7 +235,7 @@ func (a *app) buildCommand() *cobra.Command {
 give the same digests on any machine.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			m, images, err := a.images()
+			m, images, err := a.images(a.loadToLock)
 			if err != nil {
 				return err
 			}
@@ -253,8 +262,8 @@ give the same digests on any machine.`,
 
 // images are the app's images. They belong to the bundle, which is the same for every environment: an image that differs
 // between two of them is refused.
-func (a *app) images() (*parse.Module, []spec.Image, error) {
-	m, err := a.load()
+func (a *app) images(load func() (*parse.Module, error)) (*parse.Module, []spec.Image, error) {
+	m, err := load()
 	if err != nil {
 		return nil, nil, err
 	}
@@ -319,7 +328,7 @@ func (a *app) bake(ctx context.Context, m *parse.Module, req bake.Request) (map[
 
 // plan makes the release for env, brings it to the server, and asks what applying it would do.
 func (a *app) plan(ctx context.Context, env spec.EnvName) (api.Plan, error) {
-	m, images, err := a.images()
+	m, images, err := a.images(a.load)
 	if err != nil {
 		return api.Plan{}, err
 	}
@@ -338,6 +347,7 @@ func (a *app) plan(ctx context.Context, env spec.EnvName) (api.Plan, error) {
 	if err != nil {
 		return api.Plan{}, err
 	}
+	req.Frozen = true
 	baked, err := a.bake(ctx, m, req)
 	if err != nil {
 		return api.Plan{}, err

@@ -143,6 +143,9 @@ func differAt(a, b []byte) hcl.Pos {
 	return hcl.Pos{Line: line, Column: 1, Byte: start}
 }
 
+// NotPinned is the summary of the problem that "invar lock" solves: an image that the lock does not pin, or not as it is configured now.
+const NotPinned = "Image not pinned"
+
 // WantOf is what the lock must pin of an image; see image.Lock.Check.
 func WantOf(img spec.Image) image.Want {
 	switch {
@@ -166,7 +169,7 @@ func (m *Module) Pinned(app spec.App) Diagnostics {
 		if err == nil {
 			continue
 		}
-		e.put(Diagnostic{Severity: Error, Summary: "Image not pinned", Detail: capital(err.Error()) + ".", Suggestion: "Run: invar lock", Range: img.Range})
+		e.put(Diagnostic{Severity: Error, Summary: NotPinned, Detail: capital(err.Error()) + ".", Suggestion: "Run: invar lock", Range: img.Range})
 	}
 	return e.list.sorted()
 }
