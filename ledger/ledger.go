@@ -37,7 +37,8 @@ type Config struct {
 	Verifier note.Verifier // verifies what Signer signs; required
 
 	// Committed is called by the writer when a group of entries is durable, before the Append calls of
-	// the group return. Calls come in the order of the log. May be nil. It must not call Append.
+	// the group return. Calls come in the order of the log. A group of which Append could not tell whether it is durable
+	// is reported before anything else is decided, if it is. May be nil. It must not call Append.
 	Committed func(first int64, entries [][]byte)
 
 	// Abandoned is called by the writer when a group was given up, before its Append calls return:
@@ -45,7 +46,7 @@ type Config struct {
 	Abandoned func()
 
 	// Recheck is how many of the newest entries Open hashes again. Entries after the newest
-	// snapshot are always hashed again. Default 131,072 (about 0.2 s).
+	// snapshot are always hashed again. Default 131,072, which takes some tenths of a second.
 	Recheck int64
 }
 

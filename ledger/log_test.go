@@ -436,3 +436,16 @@ func TestKeysHaveOneSpelling(t *testing.T) {
 		}
 	}
 }
+
+func TestEntryEditedUnderTheServerIsNotShown(t *testing.T) {
+	disk := storetest.NewDisk()
+	log := openLog(t, mount(t, disk), newKey(t).config())
+	grow(t, log, 5)
+	disk.Edit(func(entries *[][]byte, _ *[]tlog.Hash, _ *[]store.Head) { (*entries)[3][0] ^= 1 })
+	if e, err := log.Entry(t.Context(), 3); fault.KindOf(err) != fault.Corrupt || e != nil {
+		t.Errorf("an edited entry is %q, %v; want corrupt", e, err)
+	}
+	if _, err := log.Entry(t.Context(), 5); fault.KindOf(err) != fault.NotFound {
+		t.Errorf("entry 5 of 5: %v, want not found", err)
+	}
+}

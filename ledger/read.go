@@ -31,10 +31,20 @@ func (l *Log) Checkpoints(ctx context.Context, from, to int64) iter.Seq2[[]byte,
 	}
 }
 
-// Entry returns the entry with index i, or fault.NotFound.
+// Entry returns the entry with index i, or fault.NotFound. It is compared with its stored hash: fault.Corrupt.
 func (l *Log) Entry(ctx context.Context, i int64) ([]byte, error) {
 	for entry, err := range l.Entries(ctx, i, i+1) {
-		return entry, err
+		if err != nil {
+			return nil, err
+		}
+		stored, err := l.store.Hashes(ctx, []int64{tlog.StoredHashIndex(0, i)})
+		if err != nil {
+			return nil, fmt.Errorf("reading the hash of entry %d: %w", i, err)
+		}
+		if got := tlog.RecordHash(entry); got != stored[0] {
+			return nil, &Damage{Object: "entry", First: i, Last: i, Want: "hash " + stored[0].String(), Got: "hash " + got.String()}
+		}
+		return entry, nil
 	}
 	return nil, fault.Errorf(fault.Corrupt, "reading entry %d: the store has none", i)
 }

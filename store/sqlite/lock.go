@@ -47,16 +47,6 @@ func held(f *os.File, err error) error {
 		"Stop that server first, or use another data directory.")
 }
 
-// isLive says whether a process writes the ledger in dir now.
-func isLive(dir string) bool {
-	f, err := os.Open(filepath.Join(dir, lockName))
-	if err != nil {
-		return false
-	}
-	defer f.Close()
-	return unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB) != nil
-}
-
 // syncDir makes the names in dir durable.
 func syncDir(dir string) error {
 	d, err := os.Open(dir)

@@ -34,13 +34,13 @@ func OpenReadOnly(ctx context.Context, dir string) (*Reader, error) {
 	if err := exists(dir); err != nil {
 		return nil, fmt.Errorf("opening the ledger in %s for reading: %w", dir, err)
 	}
-	// Without a write-ahead log and without a writer the file is all there is and stands still:
+	// Without a write-ahead log, which a writer always has, the file is all there is and stands still:
 	// immutable=1 then reads it without making any file beside it.
 	params := []string{"mode=ro"}
-	if !hasWAL(dir) && !isLive(dir) {
+	if _, err := os.Stat(filepath.Join(dir, fileName+"-wal")); errors.Is(err, os.ErrNotExist) {
 		params = append(params, "immutable=1")
 	}
-	r, err := newReader(ctx, dsn(dir, params...))
+	r, err := newReader(ctx, dsn(dir, fileName, params...))
 	if err != nil {
 		return nil, fmt.Errorf("opening the ledger in %s for reading: %w", dir, err)
 	}
@@ -48,11 +48,6 @@ func OpenReadOnly(ctx context.Context, dir string) (*Reader, error) {
 		return nil, errors.Join(fmt.Errorf("opening the ledger in %s for reading: %w", dir, err), r.Close())
 	}
 	return r, nil
-}
-
-func hasWAL(dir string) bool {
-	info, err := os.Stat(filepath.Join(dir, fileName+"-wal"))
-	return err == nil && info.Size() > 0
 }
 
 func newReader(ctx context.Context, dsn string) (_ *Reader, err error) {

@@ -113,7 +113,7 @@ func open(ctx context.Context, dir string, prepare func(context.Context, string)
 	if err := s.openWriter(ctx, dir); err != nil {
 		return nil, err
 	}
-	s.Reader, err = newReader(ctx, dsn(dir, "_pragma=query_only(1)"))
+	s.Reader, err = newReader(ctx, dsn(dir, fileName, "_pragma=query_only(1)"))
 	if err != nil {
 		return nil, err
 	}
@@ -129,7 +129,7 @@ func exists(dir string) error {
 	return err
 }
 
-// initialise makes the file. A crash leaves no file, an empty one, which counts as none, or a whole one.
+// initialise makes the file, under another name first: a crash leaves no ledger or a whole one.
 func initialise(ctx context.Context, dir string) error {
 	if err := exists(dir); fault.KindOf(err) != fault.NotFound {
 		if err == nil {
@@ -137,25 +137,36 @@ func initialise(ctx context.Context, dir string) error {
 		}
 		return err
 	}
-	db, err := sql.Open("sqlite", dsn(dir))
-	if err != nil {
-		return err
+	draft := fileName + ".new"
+	for _, left := range []string{draft, draft + "-journal"} { // by a crash
+		if err := os.Remove(filepath.Join(dir, left)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
 	}
-	defer db.Close()
-	db.SetMaxOpenConns(1)
-	script := fmt.Sprintf("BEGIN IMMEDIATE; PRAGMA application_id = %d; PRAGMA user_version = %d; %s COMMIT;", applicationID, Format, schema)
-	if _, err := db.ExecContext(ctx, script); err != nil {
+	if err := writeSchema(ctx, dsn(dir, draft)); err != nil {
 		return classify(fmt.Errorf("creating %s: %w", fileName, err))
 	}
-	if err := db.Close(); err != nil { // moves everything from the write-ahead log into the file
-		return classify(err)
+	if err := os.Rename(filepath.Join(dir, draft), filepath.Join(dir, fileName)); err != nil {
+		return err
 	}
 	return syncDir(dir)
 }
 
+// writeSchema makes a file of format 1, durably.
+func writeSchema(ctx context.Context, dsn string) error {
+	db, err := sql.Open("sqlite", dsn)
+	if err != nil {
+		return err
+	}
+	db.SetMaxOpenConns(1)
+	script := fmt.Sprintf("BEGIN IMMEDIATE; PRAGMA application_id = %d; PRAGMA user_version = %d; %s COMMIT;", applicationID, Format, schema)
+	_, err = db.ExecContext(ctx, script)
+	return errors.Join(err, db.Close())
+}
+
 // openWriter opens the connection that writes.
 func (s *Store) openWriter(ctx context.Context, dir string) (err error) {
-	if s.db, err = sql.Open("sqlite", dsn(dir, "_pragma=journal_mode(WAL)", "_pragma=synchronous(FULL)")); err != nil {
+	if s.db, err = sql.Open("sqlite", dsn(dir, fileName, "_pragma=journal_mode(WAL)", "_pragma=synchronous(FULL)", "_pragma=journal_size_limit(67108864)")); err != nil {
 		return err
 	}
 	if s.conn, err = s.db.Conn(ctx); err != nil {
@@ -297,9 +308,9 @@ func (s *Store) Close() error {
 	return errors.Join(errs...)
 }
 
-// dsn names the file in dir for the driver.
-func dsn(dir string, params ...string) string {
-	u := url.URL{Scheme: "file", OmitHost: true, Path: filepath.Join(dir, fileName)}
+// dsn names a file in dir for the driver.
+func dsn(dir, file string, params ...string) string {
+	u := url.URL{Scheme: "file", OmitHost: true, Path: filepath.Join(dir, file)}
 	if abs, err := filepath.Abs(u.Path); err == nil {
 		u.Path = abs
 	}
