@@ -73,7 +73,7 @@ func (g *guard) checkOrigin(r *http.Request) *api.Problem {
 	if !g.ours(r.Host) {
 		return new(api.ProblemOf(fault.WithHint(
 			fault.Errorf(fault.Denied, "this server does not answer to the name %q", r.Host),
-			"use its address, or start the server with that name in --host")))
+			"use its address, or localhost")))
 	}
 	if err := g.cross.Check(r); err != nil {
 		return new(api.ProblemOf(fault.As(fault.Denied, err)))
@@ -121,7 +121,7 @@ func (g *guard) authenticate(r *http.Request, peer Peer, local bool) (state.Acto
 
 func unauthorized(detail string) *api.Problem {
 	return new(api.ProblemOfStatus(http.StatusUnauthorized, "Unauthorized", detail,
-		"set INVAR_TOKEN to a token; on the server's machine, POST /v1/tokens on its unix socket makes one"))
+		"set INVAR_TOKEN to a token; on the server's machine, this makes one: invar token create NAME"))
 }
 
 // secretOf finds the token: a bearer token (RFC 6750), or the password of basic authentication, which is
