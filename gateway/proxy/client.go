@@ -51,6 +51,11 @@ func (c *Client) Drain(ctx context.Context) error {
 	return c.call(ctx, http.MethodPost, "/v1/drain", nil, nil)
 }
 
+// releaseQUIC tells the gateway to stop serving HTTP/3, ahead of a handover. It returns when nothing reads from the socket any more.
+func (c *Client) releaseQUIC(ctx context.Context) error {
+	return c.call(ctx, http.MethodPost, "/v1/release-quic", nil, nil)
+}
+
 func (c *Client) call(ctx context.Context, method, path string, body []byte, into any) error {
 	r, err := http.NewRequestWithContext(ctx, method, "http://gateway"+path, bytes.NewReader(body))
 	if err != nil {

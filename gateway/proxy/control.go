@@ -92,6 +92,7 @@ func (c *control) routes() http.Handler {
 	mux.HandleFunc("PUT /v1/table", c.putTable)
 	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, c.proxy.status()) })
 	mux.HandleFunc("POST /v1/drain", func(http.ResponseWriter, *http.Request) { c.once.Do(func() { close(c.handedOver) }) })
+	mux.HandleFunc("POST /v1/release-quic", func(_ http.ResponseWriter, r *http.Request) { c.proxy.releaseQUIC(r.Context()) })
 	mux.HandleFunc("POST /v1/listeners", c.passListeners)
 	mux.HandleFunc("GET /v1/watch", c.watch)
 	return mux

@@ -110,11 +110,11 @@ type Proxy struct {
 	end       context.CancelFunc
 
 	servers   []*http.Server
-	closers   []func(context.Context) error // of HTTP/3
-	host      map[string]hostSocket         // the HTTP sockets, by key; set before serving
-	clients   atomic.Int64                  // HTTP connections
-	streams   tally                         // spliced connections
-	accepting tally                         // accept loops
+	quic      quicServer
+	host      map[string]hostSocket // the HTTP sockets, by key; set before serving
+	clients   atomic.Int64          // HTTP connections
+	streams   tally                 // spliced connections
+	accepting tally                 // accept loops
 
 	mu        sync.Mutex // guards a change of the table
 	listeners map[string]*listener
@@ -372,9 +372,7 @@ func (p *Proxy) shutdown(over context.Context) {
 			s.Close()
 		})
 	}
-	for _, shut := range p.closers {
-		all.Go(func() { shut(over) })
-	}
+	all.Go(func() { p.releaseQUIC(over) })
 	all.Wait()
 }
 

@@ -4,13 +4,19 @@ import (
 	"context"
 	"net/http"
 	"strconv"
+	"sync"
+	"time"
 
 	"github.com/quic-go/quic-go"
 	"github.com/quic-go/quic-go/http3"
 )
 
-// serveQUIC serves HTTP/3 beside an HTTPS server and announces it there. A QUIC connection can't be handed to another process:
-// at a handover its requests are answered and the client told to connect again.
+// quicGrace bounds how long HTTP/3 requests under way may take at a handover.
+const quicGrace = time.Second
+
+// serveQUIC serves HTTP/3 beside an HTTPS server and announces it there. A QUIC connection can't be handed to another process, and two
+// processes can't read from one socket: so before a handover releaseQUIC answers the requests under way and closes the connections,
+// and the packets of those who connect again wait in the socket for the next process.
 func (p *Proxy) serveQUIC(tcp *http.Server) {
 	s := &http3.Server{
 		Handler:        p,
@@ -26,10 +32,28 @@ func (p *Proxy) serveQUIC(tcp *http.Server) {
 		announcement := `h3=":` + strconv.Itoa(port) + `"; ma=3600`
 		p.tls.altSvc = func(h http.Header) { h.Set("Alt-Svc", announcement) }
 	}
-	p.closers = append(p.closers, func(ctx context.Context) error {
-		err := s.Shutdown(ctx)
+	p.quic.stop = func(ctx context.Context) {
+		s.Shutdown(ctx)
+		s.Close()
 		socket.Close()
-		return err
-	})
+	}
 	p.accepting.Go(func() { p.stopped(keyQUIC, s.Serve(socket)) })
+}
+
+// quicServer is the HTTP/3 part; stop is nil when there is none.
+type quicServer struct {
+	once sync.Once
+	stop func(ctx context.Context)
+}
+
+// releaseQUIC ends HTTP/3 in this process.
+func (p *Proxy) releaseQUIC(ctx context.Context) {
+	p.quic.once.Do(func() {
+		if p.quic.stop == nil {
+			return
+		}
+		ctx, cancel := context.WithTimeout(ctx, quicGrace)
+		defer cancel()
+		p.quic.stop(ctx)
+	})
 }

@@ -23,12 +23,13 @@ import (
 )
 
 // environment is the variable that tells a process that a Supervisor started it. Its value is the descriptor of a socket over which the
-// process gets its configuration and sockets, as soon as it is needed, and over which it answers readyLine when it serves.
+// process says that it waits, gets its configuration and sockets as soon as it is needed, and says that it serves.
 const environment = "INVAR_GATEWAY"
 
 const (
 	parentSocket = 3
-	readyLine    = "ready\n"
+	waitingLine  = "waiting\n" // of a spare, once it has initialised itself
+	readyLine    = "ready\n"   // of a gateway that serves
 	readyTimeout = 15 * time.Second // from start to serving
 	minBackoff   = 10 * time.Millisecond
 	maxBackoff   = time.Second
@@ -48,6 +49,7 @@ func Inherited(log *slog.Logger) (cfg Config, ok bool, err error) {
 	if err != nil {
 		return Config{}, true, fmt.Errorf("inheriting from the supervisor: %w", err)
 	}
+	io.WriteString(conn, waitingLine) // when nobody reads, there is nothing to receive either
 	given, files, _, err := receiveListeners(conn.(*net.UnixConn))
 	if errors.Is(err, io.EOF) {
 		return Config{}, true, fault.Errorf(fault.Unavailable, "the supervisor ended before this spare gateway was needed")
@@ -228,7 +230,7 @@ func (c *child) activate(cfg Config, sockets map[string]*os.File) error {
 
 func (c *child) awaitReady(ctx context.Context) error {
 	defer context.AfterFunc(ctx, func() { c.conn.SetDeadline(time.Unix(1, 0)) })()
-	_, err := io.ReadFull(c.conn, make([]byte, len(readyLine)))
+	_, err := io.ReadFull(c.conn, make([]byte, len(waitingLine+readyLine)))
 	return err
 }
 

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -13,6 +14,10 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/quic-go/quic-go"
+	"github.com/quic-go/quic-go/http3"
+	"golang.org/x/sys/unix"
 
 	"github.com/invarhq/invar/gateway"
 )
@@ -70,6 +75,7 @@ func TestKilledGatewayIsBackWithItsLastTableAndRefusesNoConnection(t *testing.T)
 	before := mustStatus(t, s)
 	var gaps []time.Duration
 	for range 7 {
+		eventually(t, "a spare process that waits", func() bool { return s.spareWaits() })
 		pid := mustStatus(t, s).PID
 		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 			t.Fatal(err)
@@ -98,6 +104,22 @@ func TestKilledGatewayIsBackWithItsLastTableAndRefusesNoConnection(t *testing.T)
 	if gaps[len(gaps)/2] > 100*time.Millisecond {
 		t.Errorf("the median gap is %v, want at most 100ms", gaps[len(gaps)/2])
 	}
+}
+
+// spareWaits tells whether the spare has said that it waits.
+func (s *Supervisor) spareWaits() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.spare == nil {
+		return false
+	}
+	raw, err := s.spare.conn.SyscallConn()
+	if err != nil {
+		return false
+	}
+	n := 0
+	raw.Control(func(fd uintptr) { n, _, _ = unix.Recvfrom(int(fd), make([]byte, 1), unix.MSG_PEEK|unix.MSG_DONTWAIT) })
+	return n > 0
 }
 
 // askedOnce asks once. A connection that the dying process had accepted already is lost with it, and the request is then repeated; a
@@ -261,5 +283,48 @@ func TestStartFailsWithAHintWhenTheAddressIsTaken(t *testing.T) {
 	_, err = Supervise(t.Context(), Config{Dir: t.TempDir(), HTTP: l.Addr().String()}, []string{os.Args[0]})
 	if err == nil || !strings.Contains(err.Error(), "address already in use") {
 		t.Errorf("error is %v, want that the address is in use", err)
+	}
+}
+
+func TestHTTP3IsServedAgainAfterAnUpgrade(t *testing.T) {
+	s := supervised(t, Config{Dir: t.TempDir(), HTTPS: freeAddress(t)})
+	stopAtEnd(t, s)
+	web := newBox(t, "web-a")
+	web.serveName()
+	if err := s.Apply(t.Context(), tlsTable(web)); err != nil {
+		t.Fatal(err)
+	}
+	g := &running{t: t, status: mustStatus(t, s)}
+	ask := func() (string, error) {
+		h3 := &http3.Transport{TLSClientConfig: g.trusting(), Dial: func(ctx context.Context, _ string, c *tls.Config, q *quic.Config) (*quic.Conn, error) {
+			return quic.DialAddr(ctx, g.status.HTTPS, c, q)
+		}}
+		defer h3.Close()
+		resp, err := (&http.Client{Transport: h3}).Get("https://shop.localhost/")
+		if err != nil {
+			return "", err
+		}
+		defer resp.Body.Close()
+		raw, err := io.ReadAll(resp.Body)
+		return string(raw), err
+	}
+	if got, err := ask(); err != nil || got != "web-a" {
+		t.Fatalf("before: %q, %v", got, err)
+	}
+	for range 3 {
+		asked := make(chan error, 1)
+		go func() {
+			_, err := ask() // while it changes hands
+			asked <- err
+		}()
+		if err := s.Upgrade(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := ask(); err != nil || got != "web-a" {
+			t.Fatalf("after: %q, %v", got, err)
+		}
+		if err := <-asked; err != nil {
+			t.Logf("a request during the handover: %v", err)
+		}
 	}
 }
