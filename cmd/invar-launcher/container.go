@@ -11,6 +11,7 @@ import (
 
 	_ "github.com/opencontainers/cgroups/devices" // without it, no device rules can be set
 	"github.com/opencontainers/runc/libcontainer"
+	"github.com/opencontainers/runc/libcontainer/configs"
 	"github.com/opencontainers/runc/libcontainer/specconv"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -111,8 +112,16 @@ func process(p specs.Process, args []string) *libcontainer.Process {
 	for _, g := range p.User.AdditionalGids {
 		out.AdditionalGroups = append(out.AdditionalGroups, int(g))
 	}
+	for _, limit := range p.Rlimits {
+		if kind, ok := rlimits[limit.Type]; ok {
+			out.Rlimits = append(out.Rlimits, configs.Rlimit{Type: kind, Hard: limit.Hard, Soft: limit.Soft})
+		}
+	}
 	return out
 }
+
+// rlimits are those that the host sets.
+var rlimits = map[string]int{"RLIMIT_CORE": unix.RLIMIT_CORE, "RLIMIT_NOFILE": unix.RLIMIT_NOFILE}
 
 func (c *container) pid() int     { return c.first }
 func (c *container) start() error { return c.Exec() }

@@ -257,14 +257,36 @@ func (h *Host) DestroyVolumes(_ context.Context, env string) error {
 	if env == "" || env != filepath.Base(env) || env[0] == '.' {
 		return fault.Errorf(fault.Invalid, "destroying volumes: %q is not an environment", env)
 	}
+	doomed, err := h.setAside(env)
+	if err != nil || doomed == "" {
+		return err
+	}
+	return os.RemoveAll(doomed)
+}
+
+// setAside renames the volumes of an environment, so that they are gone at once, before the long work of deleting them. What a crash
+// leaves of that goes with the next call.
+func (h *Host) setAside(env string) (doomed string, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock() // no instance can be claimed meanwhile
 	for _, i := range h.instances {
 		for _, v := range i.spec.Volumes {
 			if v.Env == env {
-				return fault.Errorf(fault.Conflict, "destroying the volumes of %s: instance %s uses %s", env, i.spec.Identity.ID, v.Name)
+				return "", fault.Errorf(fault.Conflict, "destroying the volumes of %s: instance %s uses %s", env, i.spec.Identity.ID, v.Name)
 			}
 		}
 	}
-	return os.RemoveAll(filepath.Join(h.config.Dir, "volumes", env))
+	doomed = filepath.Join(h.config.Dir, "volumes", ".destroyed")
+	if err := os.MkdirAll(doomed, 0o700); err != nil {
+		return "", err
+	}
+	to, err := os.MkdirTemp(doomed, env+"-")
+	if err != nil {
+		return "", err
+	}
+	err = os.Rename(filepath.Join(h.config.Dir, "volumes", env), filepath.Join(to, "volumes"))
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	return doomed, err
 }

@@ -134,6 +134,10 @@ func TestProcessIsConfined(t *testing.T) {
 			t.Errorf("%s is %q, want %q", k, got[k], want)
 		}
 	}
+	limits := strings.Join(strings.Fields(m.get("web-a", "/read", url.Values{"path": {"/proc/self/limits"}})), " ")
+	if !strings.Contains(limits, "Max core file size 0 0") {
+		t.Errorf("limits: %s", limits)
+	}
 	for _, ns := range []string{"pid", "mnt", "uts", "ipc", "net", "cgroup", "user"} {
 		inside, err1 := os.Readlink(fmt.Sprintf("/proc/%d/ns/%s", o.PID, ns))
 		outside, err2 := os.Readlink("/proc/self/ns/" + ns)

@@ -11,6 +11,7 @@ import (
 
 	"github.com/moby/profiles/seccomp"
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/invarhq/invar/fault"
 	"github.com/invarhq/invar/runtime"
@@ -108,6 +109,21 @@ func lookProgram(rootDir string, s runtime.Spec) error {
 	return fault.Errorf(fault.Invalid, "args: the root has no program %q", name)
 }
 
+// maxFiles is how many files a process may open, where the machine lets it: enough for a server, and not so many that programs
+// which close all of them at their start take seconds.
+const maxFiles = 1 << 16
+
+// rlimits don't depend on who started the server: that many files, and no core dumps, which could hold secrets.
+func rlimits() []specs.POSIXRlimit {
+	limits := []specs.POSIXRlimit{{Type: "RLIMIT_CORE"}}
+	var files unix.Rlimit
+	if unix.Getrlimit(unix.RLIMIT_NOFILE, &files) == nil {
+		n := min(files.Max, maxFiles)
+		limits = append(limits, specs.POSIXRlimit{Type: "RLIMIT_NOFILE", Hard: n, Soft: n})
+	}
+	return limits
+}
+
 func ociProcess(s runtime.Spec, who user) *specs.Process {
 	env, _ := environment(s)
 	p := &specs.Process{
@@ -117,6 +133,7 @@ func ociProcess(s runtime.Spec, who user) *specs.Process {
 		User:            specs.User{UID: uint32(who.uid), GID: uint32(who.gid)},
 		Capabilities:    &specs.LinuxCapabilities{},
 		NoNewPrivileges: true,
+		Rlimits:         rlimits(),
 	}
 	if p.Cwd == "" {
 		p.Cwd = "/"
