@@ -28,8 +28,8 @@ const environment = "INVAR_GATEWAY"
 
 const (
 	parentSocket = 3
-	waitingLine  = "waiting\n" // of a spare, once it has initialised itself
-	readyLine    = "ready\n"   // of a gateway that serves
+	waitingLine  = "waiting\n"      // of a spare, once it has initialised itself
+	readyLine    = "ready\n"        // of a gateway that serves
 	readyTimeout = 15 * time.Second // from start to serving
 	minBackoff   = 10 * time.Millisecond
 	maxBackoff   = time.Second
