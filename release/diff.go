@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 	"strings"
 	"unicode/utf8"
@@ -146,6 +147,9 @@ func pairs[T, R any](a, b map[string]*T, of func(name string, old, new *T) (R, b
 
 func componentChange(name string, old, new *Placed) (Change, bool) {
 	ch := Change{Name: name}
+	if old != nil && new != nil && reflect.DeepEqual(*old, *new) {
+		return ch, false // most are, and their digests need not be computed
+	}
 	if old != nil {
 		ch.From, ch.FromReplicas = componentDigest(old.Component), old.Replicas
 	}

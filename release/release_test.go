@@ -476,3 +476,21 @@ func FuzzReadSource(f *testing.F) {
 		}
 	})
 }
+
+func BenchmarkDiffThousandComponents(b *testing.B) {
+	a := app()
+	base := a.Components[1]
+	for i := range 1000 {
+		c := base
+		c.Name = spec.ComponentName(fmt.Sprintf("c%d", i))
+		a.Components = append(a.Components, c)
+	}
+	before := record(b, a)
+	a.Components[500].Env = map[string]string{"LOG_LEVEL": "warn"}
+	after := record(b, a)
+	for b.Loop() {
+		if got := len(release.Diff(before, after).Components); got != 1 {
+			b.Fatalf("%d changes, want 1", got)
+		}
+	}
+}

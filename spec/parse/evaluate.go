@@ -242,6 +242,7 @@ func (e *evaluator) elements(a *hclsyntax.Attribute) (keys []string, values []ct
 		e.errorf(a.Expr.Range(), "Wrong type", `Write for_each = { a = …, b = … } or ["a", "b"].`, "for_each needs a map, or a set or list of texts; this is %s.", kindOf(v))
 		return nil, nil
 	}
+	seen := map[string]bool{}
 	for it := v.ElementIterator(); it.Next(); {
 		k, x := it.Element()
 		if !isMap {
@@ -251,10 +252,11 @@ func (e *evaluator) elements(a *hclsyntax.Attribute) (keys []string, values []ct
 			e.errorf(a.Expr.Range(), "Wrong type", "", "for_each over a set or list needs texts; one element is %s.", kindOf(k))
 			return nil, nil
 		}
-		if slices.Contains(keys, k.AsString()) {
+		if seen[k.AsString()] {
 			e.errorf(a.Expr.Range(), "Duplicate name", "", "for_each has %q twice.", k.AsString())
 			continue
 		}
+		seen[k.AsString()] = true
 		keys, values = append(keys, k.AsString()), append(values, x)
 	}
 	if len(keys) > spec.MaxComponents {

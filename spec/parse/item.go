@@ -14,7 +14,8 @@ type item struct {
 	labels []string
 	attrs  map[string]*hclsyntax.Attribute
 	kids   map[string][]*item
-	head   hcl.Range // the block's type and labels
+	named  map[string]*item // of kids, by kind and label
+	head   hcl.Range        // the block's type and labels
 }
 
 func (it *item) label() string { return it.labels[0] }
@@ -29,7 +30,7 @@ func (it *item) title() string {
 
 // shape checks body against its schema. What is wrong is left out of the result.
 func (s *sink) shape(sch *block, body *hclsyntax.Body, labels []string, head hcl.Range) *item {
-	it := &item{schema: sch, labels: labels, attrs: map[string]*hclsyntax.Attribute{}, kids: map[string][]*item{}, head: head}
+	it := &item{schema: sch, labels: labels, attrs: map[string]*hclsyntax.Attribute{}, kids: map[string][]*item{}, named: map[string]*item{}, head: head}
 	for _, a := range sortedAttrs(body) {
 		if sch.free || sch.attr(a.Name) != nil {
 			it.attrs[a.Name] = a
@@ -85,12 +86,11 @@ func (s *sink) inner(it *item, b *hclsyntax.Block) {
 		s.errorf(head, "Duplicate block", "Merge the two.", "%s has a second %s block; the first is at line %d.", capital(it.title()), sch.name, first[0].head.Start.Line)
 		return
 	}
-	for _, other := range it.kids[sch.name] {
-		if len(b.Labels) > 0 && b.Labels[0] == other.label() {
-			s.errorf(head, "Duplicate name", "", "There is already a %s at %s:%d.", kid.title(), other.head.Filename, other.head.Start.Line)
-			return
-		}
+	if other := it.named[kid.title()]; len(b.Labels) > 0 && other != nil {
+		s.errorf(head, "Duplicate name", "", "There is already a %s at %s:%d.", kid.title(), other.head.Filename, other.head.Start.Line)
+		return
 	}
+	it.named[kid.title()] = kid
 	if len(sch.labels) > 0 && sch.labels[0] == "name" {
 		s.checkName(sch, b)
 	}

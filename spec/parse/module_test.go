@@ -127,6 +127,28 @@ func TestBundleEvaluatesToTheSameRelease(t *testing.T) {
 	}
 }
 
+// TestReadsCoversEveryEnvironment: a bundle is evaluated for all of them.
+func TestReadsCoversEveryEnvironment(t *testing.T) {
+	m := mustLoad(t, fstest.MapFS{
+		"invar.hcl": {Data: []byte(`
+app = "a"
+image "web" { ref = "r.example.com/web@sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855" }
+component "web" {
+  image = image.web
+  env   = { A = fileexists("maybe/${env.name}") ? file("conf/./${env.name}.txt") : "none" }
+  file "/etc/b" { source = "b.bin" }
+}
+environment "one" {}
+environment "two" {}
+`)},
+		"extra.invar.hcl": {Data: []byte("\n")}, "maybe/one": {}, "conf/one.txt": {}, "conf/two.txt": {}, "b.bin": {Data: []byte{0xff}}, "invar.lock.hcl": {Data: parse.WriteLock(image.Lock{})},
+	})
+	want := []string{"b.bin", "conf/one.txt", "conf/two.txt", "extra.invar.hcl", "invar.hcl", "invar.lock.hcl", "maybe/one"}
+	if diff := cmp.Diff(want, m.Reads()); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
 // TestExamplesAreSound: only the lock may be missing, which the first build writes.
 func TestExamplesAreSound(t *testing.T) {
 	dirs, err := filepath.Glob("../../examples/*/invar.hcl")
