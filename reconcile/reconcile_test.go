@@ -53,7 +53,7 @@ func TestRolloutChangeAndRollback(t *testing.T) {
 		synctest.Wait()
 		w.wantPicture(t, "db: a×1 → a 100; web: a×3 b×3 → a 100")
 		w.wantHead(t, 3, deploy.Completed)
-		if took := w.road.changed.Sub(began); took < 0 || took > 10*time.Millisecond {
+		if took := w.road.since().Sub(began); took < 0 || took > 10*time.Millisecond {
 			t.Errorf("the rollback's table came into force after %v, want within 10ms", took)
 		}
 		settle(time.Hour)

@@ -27,15 +27,17 @@ type book struct {
 	mu      sync.Mutex
 	envs    map[spec.EnvName]deploy.Environment
 	changed chan struct{}
-	entries []string // what was recorded, for people
-	keep    bool     // entries
+	entries []string    // what was recorded, for people
+	keep    bool        // entries
+	illegal func(error) // called when a step is not legal
 	refuse  func() (before, after error)
 	after   func(_ spec.EnvName, before deploy.Environment, _ []deploy.Step) // called with mu held
-	illegal error                                                            // the first step that Apply refused
 	count   int
 }
 
-func newBook() *book { return &book{envs: map[spec.EnvName]deploy.Environment{}, keep: true} }
+func newBook() *book {
+	return &book{envs: map[spec.EnvName]deploy.Environment{}, keep: true, illegal: func(error) {}}
+}
 
 func (b *book) Environment(name spec.EnvName) (deploy.Environment, bool) {
 	b.mu.Lock()
@@ -86,7 +88,7 @@ func (b *book) Record(ctx context.Context, name spec.EnvName, seen uint64, steps
 	}
 	next, err := e.ApplyAll(steps, time.Now())
 	if err != nil {
-		b.illegal = err
+		b.illegal(err)
 		return err
 	}
 	b.put(next)
@@ -193,6 +195,13 @@ func (r *roads) Status(ctx context.Context) (gateway.Status, error) {
 	return gateway.Status{Serial: r.table.Serial, Active: maps.Clone(r.active)}, ctx.Err()
 }
 
+// since returns when the last table came.
+func (r *roads) since() time.Time {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.changed
+}
+
 // tables returns how many tables came.
 func (r *roads) tables() int {
 	r.mu.Lock()
@@ -235,6 +244,7 @@ type world struct {
 func newWorld(t testing.TB, config runtimetest.Config) *world {
 	w := &world{t: t, book: newBook(), road: &roads{}, host: runtimetest.New(config)}
 	w.via = w.host
+	w.book.illegal = func(err error) { t.Errorf("a step that is not legal: %v", err) }
 	return w
 }
 
