@@ -46,7 +46,11 @@ func main() {
 		fmt.Fprintln(os.Stderr, "usage: invar-launcher -dir RUN [-build DIGEST]; it is started by invar server")
 		os.Exit(2)
 	}
-	if err := run(*dir, *build); err != nil {
+	// libcontainer leaves threads in the mount namespaces of instances, to end there. The first thread can't end, so it does nothing else.
+	goruntime.LockOSThread()
+	done := make(chan error)
+	go func() { done <- run(*dir, *build) }()
+	if err := <-done; err != nil {
 		fmt.Fprintf(os.Stderr, "invar-launcher: %v\n", err)
 		os.Exit(1)
 	}

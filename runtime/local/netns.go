@@ -102,16 +102,36 @@ func newNetwork() (*os.File, error) {
 		err error
 	}
 	done := make(chan result, 1)
-	go func() {
-		goruntime.LockOSThread()
+	onDoomedThread(func() {
 		ns, err := enterNewNetwork()
 		done <- result{ns, err}
-	}()
+	})
 	r := <-done
 	if r.err != nil {
 		return nil, fmt.Errorf("making a network namespace: %w", r.err)
 	}
 	return r.ns, nil
+}
+
+// onDoomedThread runs act on a thread that ends afterwards, whatever act changed about it. The process's first thread can't
+// end: it would stay as act left it, and /proc/self, which is that thread's, would tell every reader the wrong
+// namespaces. So when act would run there, that thread is held until another one has run it.
+func onDoomedThread(act func()) {
+	go func() {
+		goruntime.LockOSThread()
+		if unix.Gettid() != unix.Getpid() {
+			act()
+			return // without unlocking: the thread ends
+		}
+		defer goruntime.UnlockOSThread()
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			goruntime.LockOSThread()
+			act()
+		}()
+		<-done
+	}()
 }
 
 func enterNewNetwork() (*os.File, error) {

@@ -61,3 +61,24 @@ func TestPointsAreSortedAndUnique(t *testing.T) {
 		}
 	}
 }
+
+// A namespace that is made on the process's first thread must not stay there: /proc/self is that thread's.
+func TestNewNetworksLeaveTheProcessWhereItIs(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("network namespaces need root: CI runs this test as root")
+	}
+	before, err := os.Readlink("/proc/self/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 50 {
+		ns, err := newNetwork()
+		if err != nil {
+			t.Fatal(err)
+		}
+		ns.Close()
+	}
+	if after, err := os.Readlink("/proc/self/ns/net"); after != before || err != nil {
+		t.Errorf("the process is in %s, was in %s: %v", after, before, err)
+	}
+}
