@@ -222,12 +222,21 @@ func connect(ctx context.Context, f *os.File, port int) error {
 			result = unix.Connect(int(fd), address)
 			return !errors.Is(result, unix.EINPROGRESS)
 		}
-		n, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR)
-		result = err
-		if err == nil && n != 0 {
-			result = unix.Errno(n)
-		}
-		return true
+		result = connected(int(fd))
+		return !errors.Is(result, unix.ENOTCONN) // woken too early: a new socket counts as hung up
 	})
 	return errors.Join(err, result)
+}
+
+// connected returns nil for a connected socket, ENOTCONN for one that still connects, and else why it did not.
+func connected(fd int) error {
+	n, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
+	if err != nil {
+		return err
+	}
+	if n != 0 {
+		return unix.Errno(n)
+	}
+	_, err = unix.Getpeername(fd)
+	return err
 }
