@@ -133,7 +133,9 @@ func TestUnlikelyServers(t *testing.T) {
 		}, fault.Invalid, "the client is older than the server", "upgrade the client to invar 9.9.9"},
 		{"answer is cut off", "1", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, `{"environments": [`) },
 			fault.Invalid, "understanding the answer of GET /v1/environments", "the server runs invar 9.9.9, the client 0.1.0"},
-		{"redirect", "1", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "http://evil.example/", http.StatusFound) },
+		{"redirect", "1", func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "http://evil.example/", http.StatusFound)
+		},
 			"", "status 302", ""},
 		{"proxy error", "1", func(w http.ResponseWriter, r *http.Request) { http.Error(w, "no upstream", http.StatusBadGateway) },
 			fault.Unavailable, "no upstream", ""},
@@ -211,7 +213,9 @@ func TestEventsEndWithTheirContext(t *testing.T) {
 // What can't get better by waiting is told at once.
 func TestEventsFailForGood(t *testing.T) {
 	for _, c := range []*client.Client{
-		serve(t, "1", func(w http.ResponseWriter, r *http.Request) { http.Error(w, "no such environment", http.StatusNotFound) }),
+		serve(t, "1", func(w http.ResponseWriter, r *http.Request) {
+			http.Error(w, "no such environment", http.StatusNotFound)
+		}),
 		dial(t, "unix://"+t.TempDir()+"/none.sock", client.Options{}),
 	} {
 		events := 0
