@@ -67,7 +67,7 @@ type Component struct {
 	Files      []File             `json:"files,omitempty"`
 	Secrets    []Secret           `json:"secrets,omitempty"`
 	Ports      []Port             `json:"ports,omitempty"`
-	Health     *Health            `json:"health,omitempty"`
+	Health     *Health            `json:"health,omitempty"` // nil: healthy while it runs and all Ports accept
 	Scratches  []Scratch          `json:"scratches,omitempty"`
 	Volumes    []Volume           `json:"volumes,omitempty"`
 	Resources  Resources          `json:"resources"`

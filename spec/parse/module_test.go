@@ -346,7 +346,7 @@ func TestNoConfigurationSaysWhatToDo(t *testing.T) {
 
 // TestHostileNestingIsRefused: deep input is an error, not the end of the process.
 func TestHostileNestingIsRefused(t *testing.T) {
-	const n = 1 << 19
+	const n = 1 << 17
 	for name, expr := range map[string]string{
 		"brackets":    strings.Repeat("[", n),
 		"negations":   strings.Repeat("!", n) + "true",
