@@ -15,4 +15,8 @@ umask 022
 exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 TZ=UTC \
 	DEBIAN_FRONTEND=noninteractive DEBCONF_NONINTERACTIVE_SEEN=true \
 	SOURCE_DATE_EPOCH="$2" PERL_HASH_SEED=0 PYTHONHASHSEED=0 \
-	chroot "$0" sh -ec 'cd /; exec dpkg --force-depends --force-unsafe-io --log=/dev/null --install /debs/*.deb' </dev/null
+	chroot "$0" sh -ec '
+		cd /
+		for d in /debs/1 /debs/2; do
+			[ "$(echo $d/*.deb)" = "$d/*.deb" ] || dpkg --force-depends --force-unsafe-io --log=/dev/null --install $d/*.deb
+		done' </dev/null

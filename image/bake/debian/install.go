@@ -117,11 +117,16 @@ func (a apt) install(ctx context.Context, w workspace, packages []image.LockedPa
 	if err := a.skeleton(root); err != nil {
 		return diskFull(err)
 	}
-	if err := a.gather(w.debs, packages); err != nil {
+	progress("unpacking", 0, 0)
+	all, err := a.controls(ctx, packages)
+	if err != nil {
+		return err
+	}
+	need := first(all)
+	if err := a.gather(w.debs, packages, need); err != nil {
 		return diskFull(err)
 	}
-	progress("unpacking", 0, 0)
-	if err := a.unpack(ctx, root, packages); err != nil {
+	if err := a.unpack(ctx, root, packages, need); err != nil {
 		return err
 	}
 	progress("configuring", 0, 0)
@@ -166,22 +171,35 @@ const (
 	servicePolicy = "usr/sbin/policy-rc.d"
 )
 
-// gather links the packages under names that sort as the lock does, which is the order in which dpkg sees them.
-func (a apt) gather(dir string, packages []image.LockedPackage) error {
+// gather links the packages into two directories, those that are needed first and the others, under names that
+// sort as the lock does: that is the order in which dpkg sees them.
+func (a apt) gather(dir string, packages []image.LockedPackage, need map[string]bool) error {
+	for _, d := range []string{"1", "2"} {
+		if err := os.Mkdir(filepath.Join(dir, d), 0o755); err != nil {
+			return err
+		}
+	}
 	for _, p := range packages {
-		if err := os.Link(a.deb(p), filepath.Join(dir, p.Name+"_"+p.Architecture+".deb")); err != nil {
+		d := "2"
+		if need[p.Name] {
+			d = "1"
+		}
+		if err := os.Link(a.deb(p), filepath.Join(dir, d, p.Name+"_"+p.Architecture+".deb")); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// unpack extracts every package, two at a time: so dpkg and the scripts find all that they call. What one package
-// has, no other has (but directories), so the order means nothing.
-func (a apt) unpack(ctx context.Context, root string, packages []image.LockedPackage) error {
+// unpack extracts the packages that are needed first, two at a time: so dpkg and its scripts find all that they
+// call. dpkg then installs these, too. What one package has, no other has (but directories), so the order means nothing.
+func (a apt) unpack(ctx context.Context, root string, packages []image.LockedPackage, need map[string]bool) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(2)
 	for _, p := range packages {
+		if !need[p.Name] {
+			continue
+		}
 		g.Go(func() error {
 			if err := extract(ctx, a.deb(p), root); err != nil {
 				return fmt.Errorf("unpacking %s: %w", p.Name, err)
