@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/invarhq/invar/runtime/local/wire"
@@ -22,15 +23,31 @@ func (l *launcher) adopt() error {
 	if err != nil {
 		return err
 	}
+	var all sync.WaitGroup
+	slots := make(chan struct{}, adopters)
 	for _, e := range entries {
-		r, err := l.load(e.Name())
-		if err != nil {
-			fmt.Fprintf(os.Stderr, "invar-launcher: not adopting instance %s: %v\n", e.Name(), err)
-			continue
-		}
-		l.instances[r.id] = r
+		slots <- struct{}{}
+		all.Go(func() {
+			defer func() { <-slots }()
+			l.adoptOne(e.Name())
+		})
 	}
+	all.Wait()
 	return nil
+}
+
+// adopters is how many instances are read at once: a launcher is to be back soon.
+const adopters = 8
+
+func (l *launcher) adoptOne(id string) {
+	r, err := l.load(id)
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "invar-launcher: not adopting instance %s: %v\n", id, err)
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.instances[id] = r
 }
 
 func (l *launcher) load(id string) (*record, error) {
@@ -67,9 +84,9 @@ func (l *launcher) load(id string) (*record, error) {
 }
 
 // startedAt returns when the instance was let go, zero when it waits. A launcher that died between noting the time and letting
-// the process go leaves one that waits: the container's own state tells.
+// the process go leaves one that waits: libcontainer's FIFO for letting it go is still there.
 func (r *record) startedAt() time.Time {
-	if waiter, ok := r.engine.(interface{ waiting() bool }); ok && waiter.waiting() {
+	if _, err := os.Stat(filepath.Join(r.launcher.stateDir(), r.id, "exec.fifo")); err == nil {
 		return time.Time{}
 	}
 	b, err := os.ReadFile(filepath.Join(r.bundle(), "started"))

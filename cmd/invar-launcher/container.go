@@ -7,12 +7,14 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	_ "github.com/opencontainers/cgroups/devices" // without it, no device rules can be set
 	"github.com/opencontainers/runc/libcontainer"
 	"github.com/opencontainers/runc/libcontainer/configs"
 	"github.com/opencontainers/runc/libcontainer/specconv"
+	"github.com/opencontainers/runc/libcontainer/system"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
@@ -22,10 +24,16 @@ import (
 
 // container is libcontainer's.
 type container struct {
-	*libcontainer.Container
-	first   int // PID on the host
-	exits   *exitWatch
-	process specs.Process
+	made  made
+	exits *exitWatch
+	load  func() (*libcontainer.Container, error) // once, when it is needed: reading its state takes milliseconds
+}
+
+// made is what a later launcher must know of a container to watch it. It is written when the container is complete.
+type made struct {
+	PID       int           `json:"pid"`        // of the first process, on the host
+	StartTime uint64        `json:"start_time"` // of that process, in clock ticks since the machine's start: a PID is used again
+	Process   specs.Process `json:"process"`
 }
 
 // maxOutput is how much of a command's output is kept.
@@ -62,43 +70,42 @@ func createContainer(r *record) (_ engine, err error) {
 	if err := c.Start(p); err != nil {
 		return nil, err
 	}
-	pid, err := p.Pid()
-	if err != nil {
-		return nil, err
-	}
-	return watched(c, pid, *spec.Process)
+	return complete(r, c, *spec.Process)
 }
 
-func watched(c *libcontainer.Container, pid int, p specs.Process) (engine, error) {
-	exits, err := watchExit(pid)
-	if err != nil {
-		return nil, err
-	}
-	return &container{Container: c, first: pid, exits: exits, process: p}, nil
-}
-
-// loadContainer finds a container that an earlier launcher made.
-func loadContainer(r *record) (engine, error) {
-	c, err := libcontainer.Load(r.launcher.stateDir(), r.id)
-	if err != nil {
-		return nil, err
-	}
-	var spec specs.Spec
-	if err := readJSON(filepath.Join(r.bundle(), "config.json"), &spec); err != nil {
-		return nil, err
-	}
-	status, err := c.Status()
-	if err != nil {
-		return nil, err
-	}
+// complete notes what was made.
+func complete(r *record, c *libcontainer.Container, p specs.Process) (engine, error) {
 	state, err := c.State()
 	if err != nil {
 		return nil, err
 	}
-	if status == libcontainer.Stopped { // its exit code went with the launcher that was its parent
-		return &container{Container: c, exits: lostExit(), process: *spec.Process}, nil
+	exits, err := watchExit(state.InitProcessPid)
+	if err != nil {
+		return nil, err
 	}
-	return watched(c, state.InitProcessPid, *spec.Process)
+	m := made{PID: state.InitProcessPid, StartTime: state.InitProcessStartTime, Process: p}
+	if err := writeJSON(filepath.Join(r.bundle(), "container.json"), m); err != nil {
+		return nil, err
+	}
+	return &container{made: m, exits: exits, load: func() (*libcontainer.Container, error) { return c, nil }}, nil
+}
+
+// loadContainer finds a container that an earlier launcher made.
+func loadContainer(r *record) (engine, error) {
+	c := &container{load: sync.OnceValues(func() (*libcontainer.Container, error) { return libcontainer.Load(r.launcher.stateDir(), r.id) })}
+	if err := readJSON(filepath.Join(r.bundle(), "container.json"), &c.made); err != nil {
+		return nil, err
+	}
+	var err error
+	if c.exits, err = watchExit(c.made.PID); err != nil {
+		return nil, err
+	}
+	// Asked after the descriptor was opened: it is of the process that has this time.
+	if stat, err := system.Stat(c.made.PID); err != nil || stat.StartTime != c.made.StartTime {
+		c.exits.close()
+		c.exits = lostExit()
+	}
+	return c, nil
 }
 
 func (l *launcher) stateDir() string { return filepath.Join(l.dir, "state") }
@@ -123,38 +130,52 @@ func process(p specs.Process, args []string) *libcontainer.Process {
 // rlimits are those that the host sets.
 var rlimits = map[string]int{"RLIMIT_CORE": unix.RLIMIT_CORE, "RLIMIT_NOFILE": unix.RLIMIT_NOFILE}
 
-func (c *container) pid() int     { return c.first }
-func (c *container) start() error { return c.Exec() }
-func (c *container) wait() exit   { return c.exits.wait() }
+func (c *container) pid() int   { return c.made.PID }
+func (c *container) wait() exit { return c.exits.wait() }
 
-func (c *container) waiting() bool {
-	s, err := c.Status()
-	return err == nil && s == libcontainer.Created
+func (c *container) start() error {
+	box, err := c.load()
+	if err != nil {
+		return err
+	}
+	return box.Exec()
 }
 
 // signal signals the first process. SIGKILL to it kills all others of its PID namespace.
 func (c *container) signal(s unix.Signal) error { return c.exits.signal(s) }
 
 func (c *container) oom() bool {
-	state, err := c.State()
+	box, err := c.load()
+	if err != nil {
+		return false
+	}
+	state, err := box.State()
 	return err == nil && oomKilled(state.CgroupPaths)
 }
 
 func (c *container) destroy() error {
 	defer c.exits.close()
-	return c.Destroy()
+	box, err := c.load()
+	if err != nil {
+		return err
+	}
+	return box.Destroy()
 }
 
 // exec runs a command in the container's namespaces and limits, as its user.
 func (c *container) exec(e wire.Exec) (*wire.ExecResult, error) {
-	p := process(c.process, e.Args)
+	box, err := c.load()
+	if err != nil {
+		return nil, err
+	}
+	p := process(c.made.Process, e.Args)
 	out, in, err := os.Pipe()
 	if err != nil {
 		return nil, err
 	}
 	defer out.Close()
 	p.Stdout, p.Stderr = in, in
-	err = c.Run(p)
+	err = box.Run(p)
 	in.Close()
 	if err != nil {
 		return nil, err

@@ -117,7 +117,7 @@ func TestInstancesOutliveTheirLauncher(t *testing.T) {
 	m.until("web-new", "passing", passing)
 }
 
-func TestExitIsKnownThoughLauncherAndServerWereAway(t *testing.T) {
+func TestExitIsReportedThoughLauncherAndServerWereAway(t *testing.T) {
 	m := newMachine(t, inOwnRun(t))
 	m.start(m.serving("web-a"))
 	o := m.until("web-a", "passing", passing)
@@ -132,8 +132,10 @@ func TestExitIsKnownThoughLauncherAndServerWereAway(t *testing.T) {
 		t.Fatal(err)
 	}
 	m.open()
-	if o := m.until("web-a", "exited", exited); o.ExitCode != -1 || !strings.Contains(o.Detail, "not known") {
-		t.Errorf("%+v, want an exit whose code is not known", o)
+	// Whether its code is known depends on whether the machine's first process has reaped it by then.
+	o = m.until("web-a", "exited", exited)
+	if want := map[int]string{-1: "not known", 137: "killed by signal 9"}[o.ExitCode]; want == "" || !strings.Contains(o.Detail, want) {
+		t.Errorf("%+v, want code 137, or none", o)
 	}
 }
 
