@@ -291,10 +291,14 @@ func starter(dir fs.FS, name string) (map[string][]byte, []string, error) {
 		"main.go":        []byte(starterMain),
 		"greeting.tftpl": []byte("${greeting}, from ${environment}.\n"),
 	}
-	for f := range files {
-		if _, err := fs.Stat(dir, f); !errors.Is(err, fs.ErrNotExist) {
-			return nil, nil, fault.WithHint(fault.Errorf(fault.Conflict, "%s exists already, and there is no Go module", f),
-				"Run invar init in an empty directory, or in one with a go.mod.")
+	entries, err := fs.ReadDir(dir, ".")
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, e := range entries {
+		if _, clash := files[e.Name()]; clash || strings.HasSuffix(e.Name(), ".go") {
+			return nil, nil, fault.WithHint(fault.Errorf(fault.Conflict, "%s exists already, and there is no go.mod beside it", e.Name()),
+				"Run invar init in the directory with the go.mod, or in an empty one.")
 		}
 	}
 	return files, []string{"There is no Go module here: this starts one, with a small web app."}, nil

@@ -90,7 +90,7 @@ func TestInitStartsAnAppOfItsOwn(t *testing.T) {
 }
 
 func TestInitNeverOverwrites(t *testing.T) {
-	for _, there := range []string{"invar.hcl", "x.invar.hcl", "invar.lock.hcl", "main.go", "greeting.tftpl"} {
+	for _, there := range []string{"invar.hcl", "x.invar.hcl", "invar.lock.hcl", "main.go", "greeting.tftpl", "server.go"} {
 		if _, _, err := parse.Init(fstest.MapFS{there: goFile("")}, "x"); !errors.Is(err, fault.Conflict) || fault.Hint(err) == "" {
 			t.Errorf("with %s: got %v, want fault.Conflict with a hint", there, err)
 		}
