@@ -29,7 +29,7 @@ type envBody[T any] struct {
 }
 
 // envOp describes an operation on environments.
-func (h *Handler) envOp(id, method, path, summary, description string, statuses ...int) huma.Operation {
+func envOp(id, method, path, summary, description string, statuses ...int) huma.Operation {
 	return huma.Operation{
 		OperationID: id, Method: method, Path: path, Tags: []string{tagEnvironments},
 		Summary: summary, Description: description, Errors: statuses,
@@ -38,16 +38,16 @@ func (h *Handler) envOp(id, method, path, summary, description string, statuses 
 
 func (h *Handler) registerEnvironments() {
 	const read, missing = http.MethodGet, http.StatusNotFound
-	register(h, h.envOp("list-environments", read, api.PathEnvironments, "List environments", "All that ever had a head, also those that are destroyed."),
+	register(h, envOp("list-environments", read, api.PathEnvironments, "List environments", "All that ever had a head, also those that are destroyed."),
 		func(ctx context.Context, _ *struct{}) (*body[api.Environments], error) {
 			return answerWith(h.environments())
 		})
-	register(h, h.envOp("get-environment", read, api.PathEnvironment, "Show an environment",
+	register(h, envOp("get-environment", read, api.PathEnvironment, "Show an environment",
 		"Its head, how the rollout goes, the versions of each component with their share of the traffic, every instance, and where the routes can be reached.", missing),
 		func(ctx context.Context, in *envInput) (*body[api.Environment], error) {
 			return answerWith(h.environment(ctx, spec.EnvName(in.Env)))
 		})
-	register(h, h.envOp("get-history", read, api.PathHistory, "List the heads that an environment had", "Newest first.", missing),
+	register(h, envOp("get-history", read, api.PathHistory, "List the heads that an environment had", "Newest first.", missing),
 		func(ctx context.Context, in *envInput) (*body[api.History], error) {
 			return answerWith(h.history(spec.EnvName(in.Env)))
 		})
@@ -58,13 +58,13 @@ func (h *Handler) registerEnvironments() {
 // registerMoves adds the operations that move a head, and the one that says what a move would do.
 func (h *Handler) registerMoves() {
 	const write, missing, stale = http.MethodPost, http.StatusNotFound, http.StatusConflict
-	register(h, h.envOp("plan", write, api.PathPlan, "Plan an apply",
+	register(h, envOp("plan", write, api.PathPlan, "Plan an apply",
 		"Says what applying a release would do, and changes nothing. The bundle, its sources and its images are in the registry already. The server evaluates the bundle again, and refuses a release with another digest.", missing, stale),
 		func(ctx context.Context, in *envBody[api.PlanRequest]) (*body[api.Plan], error) {
 			planned, err := h.config.Control.Plan(ctx, in.proposal(in.Body.Bundle, in.Body.Release))
 			return answerWith(planOf(planned), err)
 		})
-	register(h, h.envOp("apply", write, api.PathApply, "Apply a plan",
+	register(h, envOp("apply", write, api.PathApply, "Apply a plan",
 		"Moves the head to the release, by a plan that was looked at. It returns when that is in the ledger; the rollout follows, and events show it. Refused with 409 when the environment has moved on since the plan.", missing, stale),
 		func(ctx context.Context, in *envBody[api.ApplyRequest]) (*body[api.Accepted], error) {
 			moved, err := h.config.Control.Apply(ctx, actorFrom(ctx), control.Move{
@@ -72,13 +72,13 @@ func (h *Handler) registerMoves() {
 			})
 			return answerWith(acceptedOf(moved), err)
 		})
-	register(h, h.envOp("rollback", write, api.PathRollback, "Go back to an earlier release",
+	register(h, envOp("rollback", write, api.PathRollback, "Go back to an earlier release",
 		"Moves the head to the release of an earlier generation, as a new generation. While the old instances are warm, only the traffic switches.", missing, stale),
 		func(ctx context.Context, in *envBody[api.RollbackRequest]) (*body[api.Accepted], error) {
 			moved, err := h.config.Control.Rollback(ctx, actorFrom(ctx), spec.EnvName(in.Env), in.Body.To, in.Body.Reason)
 			return answerWith(acceptedOf(moved), err)
 		})
-	register(h, h.envOp("destroy", write, api.PathDestroy, "Retire all that an environment runs",
+	register(h, envOp("destroy", write, api.PathDestroy, "Retire all that an environment runs",
 		"Its history stays. Its volumes stay too, unless they are asked to be deleted.", missing, stale),
 		func(ctx context.Context, in *envBody[api.DestroyRequest]) (*body[api.Accepted], error) {
 			moved, err := h.config.Control.Destroy(ctx, actorFrom(ctx), spec.EnvName(in.Env), in.Body.Volumes, in.Body.Reason)

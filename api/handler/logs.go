@@ -28,7 +28,7 @@ type logsInput struct {
 }
 
 func (h *Handler) registerLogs() {
-	op := h.envOp("get-logs", http.MethodGet, api.PathLogs, "Read a component's log", "A stream of lines.", http.StatusNotFound)
+	op := envOp("get-logs", http.MethodGet, api.PathLogs, "Read a component's log", "A stream of lines.", http.StatusNotFound)
 	op.Responses = map[string]*huma.Response{"200": {
 		Description: "Lines", Content: map[string]*huma.MediaType{"text/plain": {Schema: &huma.Schema{Type: huma.TypeString}}},
 	}}
