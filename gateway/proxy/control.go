@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -33,6 +35,7 @@ type control struct {
 	server     *http.Server
 	handedOver chan struct{} // closed when another process has taken over
 	once       sync.Once
+	ending     chan struct{} // closed when this process is about to end
 }
 
 // listenControl opens the control socket and removes those of processes that are gone.
@@ -45,7 +48,7 @@ func (p *Proxy) listenControl() (*control, error) {
 			os.Remove(old)
 		}
 	}
-	c := &control{proxy: p, path: socketOf(p.cfg, os.Getpid()), handedOver: make(chan struct{})}
+	c := &control{proxy: p, path: socketOf(p.cfg, os.Getpid()), handedOver: make(chan struct{}), ending: make(chan struct{})}
 	l, err := net.Listen("unix", c.path)
 	if err != nil {
 		return nil, fmt.Errorf("opening the control socket: %w", err)
@@ -82,7 +85,12 @@ func (c *control) publish() error {
 	return nil
 }
 
+// close answers what is being asked, and removes the socket.
 func (c *control) close() {
+	close(c.ending)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	c.server.Shutdown(ctx)
 	c.server.Close()
 	os.Remove(c.path)
 }
@@ -159,6 +167,7 @@ func (c *control) watch(w http.ResponseWriter, r *http.Request) {
 	select {
 	case <-r.Context().Done():
 	case <-c.handedOver:
+	case <-c.ending:
 	}
 }
 

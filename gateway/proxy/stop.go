@@ -24,6 +24,7 @@ func StopAll(ctx context.Context, cfg Config) error {
 			return fmt.Errorf("ending the gateway (process %d): %w", status.PID, err)
 		}
 	}
+	removeGroups()
 	return ctx.Err()
 }
 

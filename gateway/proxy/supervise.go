@@ -49,6 +49,7 @@ func Inherited(log *slog.Logger) (cfg Config, ok bool, err error) {
 	if err != nil {
 		return Config{}, true, fmt.Errorf("inheriting from the supervisor: %w", err)
 	}
+	leaveService(log)
 	io.WriteString(conn, waitingLine) // when nobody reads, there is nothing to receive either
 	given, files, _, err := receiveListeners(conn.(*net.UnixConn))
 	if errors.Is(err, io.EOF) {
@@ -202,10 +203,11 @@ func (s *Supervisor) spawn(ctx context.Context) error {
 	err := c.awaitReady(ctx)
 	c.dismiss()
 	if err != nil {
-		err = fmt.Errorf("gateway (process %d) did not begin to serve: %w", c.pid, err)
+		c.process.Kill() // or it would serve unseen, later
+		err = fmt.Errorf("gateway (process %d) did not begin to serve: %w", c.process.Pid, err)
 		return fault.WithHint(fault.As(fault.Unavailable, err), "see %s", s.logPath())
 	}
-	s.log.Info("gateway started", "pid", c.pid)
+	s.log.Info("gateway started", "pid", c.process.Pid)
 	if s.spare, err = s.fork(); err != nil {
 		s.log.Warn("starting a spare gateway", "error", err)
 	}
@@ -216,8 +218,8 @@ func (s *Supervisor) logPath() string { return filepath.Join(s.cfg.Dir, "log", "
 
 // child is a process that waits to become the gateway.
 type child struct {
-	pid  int
-	conn *net.UnixConn
+	process *os.Process
+	conn    *net.UnixConn
 }
 
 // activate gives the process what it needs.
@@ -256,41 +258,34 @@ func (s *Supervisor) fork() (*child, error) {
 		return nil, err
 	}
 	c := &child{conn: conn.(*net.UnixConn)}
-	if c.pid, err = s.exec(theirs); err != nil {
+	if c.process, err = s.exec(theirs); err != nil {
 		conn.Close()
 		return nil, err
 	}
-	go reap(c.pid)
+	go c.process.Wait() // lets the kernel forget the process when it has ended
 	return c, nil
 }
 
-func (s *Supervisor) exec(parent *os.File) (pid int, err error) {
+func (s *Supervisor) exec(parent *os.File) (*os.Process, error) {
 	null, err := os.Open(os.DevNull)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	defer null.Close()
 	out, err := os.OpenFile(s.logPath(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o640)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	defer out.Close()
-	pid, err = syscall.ForkExec(s.command[0], s.command, &syscall.ProcAttr{
+	pid, err := syscall.ForkExec(s.command[0], s.command, &syscall.ProcAttr{
 		Env:   append(os.Environ(), fmt.Sprintf("%s=%d", environment, parentSocket)),
 		Files: []uintptr{null.Fd(), out.Fd(), out.Fd(), parent.Fd()},
 		Sys:   &syscall.SysProcAttr{Setsid: true},
 	})
 	if err != nil {
-		return 0, &os.PathError{Op: "exec", Path: s.command[0], Err: err}
+		return nil, &os.PathError{Op: "exec", Path: s.command[0], Err: err}
 	}
-	return pid, nil
-}
-
-// reap lets the kernel forget a process when it has ended.
-func reap(pid int) {
-	if p, err := os.FindProcess(pid); err == nil {
-		p.Wait()
-	}
+	return os.FindProcess(pid)
 }
 
 // keep restarts the gateway when it dies.
@@ -330,8 +325,8 @@ func (s *Supervisor) await(life context.Context) {
 func (s *Supervisor) restart(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if _, err := s.client.Status(ctx); err == nil {
-		return nil
+	if _, err := s.client.Status(ctx); err == nil || ctx.Err() != nil {
+		return ctx.Err()
 	}
 	died := time.Now()
 	if err := s.openSockets(); err != nil {

@@ -250,6 +250,9 @@ func TestGatewayOutlivesItsSupervisorAndIsFoundAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	first := mustStatus(t, s)
+	if got, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", first.PID)); len(ownGroups()) > 0 && !strings.Contains(string(got), ":/"+ownGroup+"\n") {
+		t.Errorf("cgroups are\n%s, %v\nwant one of its own", got, err)
+	}
 	s.Close()
 	if status, body := get(t, http.DefaultClient, first.HTTP, "/"); status != http.StatusOK || body != "web-a" {
 		t.Errorf("without a supervisor: %d %q", status, body)
