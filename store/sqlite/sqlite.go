@@ -33,6 +33,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 
 	"golang.org/x/mod/sumdb/tlog"
@@ -49,6 +50,7 @@ const Format = 1
 const (
 	fileName      = "ledger.db"
 	applicationID = 0x696e7661
+	rowsAtOnce    = 32  // entries that one statement inserts
 	hashesInRow   = 120 // what fits in one page: reading one hash reads no other page
 )
 
@@ -77,6 +79,7 @@ type Store struct {
 	conn       *sql.Conn
 	newest     *sql.Stmt
 	entry      *sql.Stmt
+	entryRun   *sql.Stmt // rowsAtOnce of them
 	hashes     *sql.Stmt
 	checkpoint *sql.Stmt
 }
@@ -181,6 +184,7 @@ func (s *Store) openWriter(ctx context.Context, dir string) (err error) {
 	}{
 		{&s.newest, "SELECT coalesce(max(size), 0), coalesce(max(number) + 1, 0) FROM (SELECT size, number FROM checkpoints ORDER BY size DESC LIMIT 1)"},
 		{&s.entry, "INSERT INTO entries (idx, data) VALUES (?, ?)"},
+		{&s.entryRun, "INSERT INTO entries (idx, data) VALUES (?, ?)" + strings.Repeat(", (?, ?)", rowsAtOnce-1)},
 		{&s.hashes, "INSERT INTO hashes (first, data) VALUES (?, ?)"},
 		{&s.checkpoint, "INSERT INTO checkpoints (size, number, note) VALUES (?, ?, ?)"},
 	} {
@@ -243,10 +247,8 @@ func (s *Store) insert(ctx context.Context, size int64, b store.Batch) error {
 	if len(b.Entries) == 0 && commits > 0 {
 		return fault.Errorf(fault.Invalid, "a commit without entries")
 	}
-	for i, e := range b.Entries {
-		if _, err := s.entry.ExecContext(ctx, size+int64(i), notNull(e)); err != nil {
-			return err
-		}
+	if err := s.insertEntries(ctx, size, b.Entries); err != nil {
+		return err
 	}
 	first := tlog.StoredHashCount(size)
 	for run := range slices.Chunk(b.Hashes, hashesInRow) {
@@ -257,6 +259,27 @@ func (s *Store) insert(ctx context.Context, size int64, b store.Batch) error {
 	}
 	_, err := s.checkpoint.ExecContext(ctx, size+int64(len(b.Entries)), commits, b.Checkpoint)
 	return err
+}
+
+// insertEntries inserts the entries, from index next on, in as few statements as there are for it.
+func (s *Store) insertEntries(ctx context.Context, next int64, entries [][]byte) error {
+	args := make([]any, 0, 2*rowsAtOnce)
+	for len(entries) > 0 {
+		stmt, rows := s.entry, 1
+		if len(entries) >= rowsAtOnce {
+			stmt, rows = s.entryRun, rowsAtOnce
+		}
+		args = args[:0]
+		for _, e := range entries[:rows] {
+			args = append(args, next, notNull(e))
+			next++
+		}
+		if _, err := stmt.ExecContext(ctx, args...); err != nil {
+			return err
+		}
+		entries = entries[rows:]
+	}
+	return nil
 }
 
 // notNull keeps an empty entry from being stored as NULL.
@@ -293,7 +316,7 @@ func (s *Store) Close() error {
 	if s.Reader != nil {
 		errs = append(errs, s.Reader.Close())
 	}
-	for _, stmt := range []*sql.Stmt{s.newest, s.entry, s.hashes, s.checkpoint} {
+	for _, stmt := range []*sql.Stmt{s.newest, s.entry, s.entryRun, s.hashes, s.checkpoint} {
 		if stmt != nil { // database/sql does not close those of a single connection, which would stay open
 			errs = append(errs, stmt.Close())
 		}

@@ -197,7 +197,7 @@ func readsBack(t *testing.T, open func() (store.Store, error)) {
 
 func reopening(t *testing.T, open func() (store.Store, error)) {
 	s := must(t, open)
-	fill(t, s, 20, 1)
+	fill(t, s, 200, 77)
 	if err := s.PutSnapshot(t.Context(), store.Snapshot{Size: 10, State: []byte("state")}); err != nil {
 		t.Fatalf("storing a snapshot: %v", err)
 	}
@@ -205,7 +205,7 @@ func reopening(t *testing.T, open func() (store.Store, error)) {
 		t.Fatalf("closing: %v", err)
 	}
 	s = must(t, open)
-	expect(t, s, 20, 1)
+	expect(t, s, 200, 77)
 	snapshot, err := s.Snapshot(t.Context())
 	if err != nil || snapshot.Size != 10 || string(snapshot.State) != "state" {
 		t.Errorf("snapshot is %v, %v; want the one at 10", snapshot, err)
