@@ -125,7 +125,7 @@ func (h *Handler) view(ctx context.Context, st state.State, name spec.EnvName) (
 	if err != nil {
 		return view{}, fmt.Errorf("observing instances: %w", err)
 	}
-	entrance, err := h.config.Gateway(ctx)
+	entrance, err := h.entrance(ctx)
 	if err != nil {
 		entrance = gateway.Status{} // its addresses are missing from the URLs; the rest still holds
 	}

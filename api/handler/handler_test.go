@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -18,7 +19,9 @@ import (
 
 	"github.com/invarhq/invar/api"
 	"github.com/invarhq/invar/api/client"
+	"github.com/invarhq/invar/api/handler"
 	"github.com/invarhq/invar/fault"
+	"github.com/invarhq/invar/gateway"
 	"github.com/invarhq/invar/instance"
 	"github.com/invarhq/invar/ledger"
 	"github.com/invarhq/invar/store"
@@ -104,6 +107,27 @@ func TestChangeGoesThroughTheAPI(t *testing.T) {
 	w.must(err)
 	if len(envs) != 1 || envs[0].Release != "" || envs[0].App != "" || envs[0].Total != 0 {
 		t.Errorf("environments: got %+v, want one that is destroyed", envs)
+	}
+}
+
+// While the gateway is away, what is known of environments is told all the same; and the server says that it is not well.
+func TestGatewayAwayIsToldAndNoFailure(t *testing.T) {
+	away := errors.New("connection refused")
+	w := newWorld(t, func(c *handler.Config) {
+		c.Gateway = func(context.Context) (gateway.Status, error) { return gateway.Status{}, away }
+		c.Healthy = func(context.Context) error { return away }
+	})
+	w.apply("staging", "one")
+	env, err := w.local.Environment(t.Context(), "staging")
+	if err != nil || env.Routes[0].URL != "http://staging.localhost/" {
+		t.Errorf("got %+v, %v", env.Routes, err)
+	}
+	srv, err := w.local.Server(t.Context())
+	if err != nil || srv.Gateway.Failures["gateway"] != "connection refused" {
+		t.Errorf("got %+v, %v", srv.Gateway, err)
+	}
+	if _, err := w.local.Healthy(t.Context()); fault.KindOf(err) != fault.Unavailable {
+		t.Errorf("health: got %v, want it unavailable", err)
 	}
 }
 

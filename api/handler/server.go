@@ -8,6 +8,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 
 	"github.com/invarhq/invar/api"
+	"github.com/invarhq/invar/gateway"
 )
 
 func (h *Handler) registerServer() {
@@ -41,9 +42,19 @@ func (h *Handler) describeServer(ctx context.Context) api.Server {
 	}
 }
 
+// gatewayWait is how long the gateway may take to say how it does.
+const gatewayWait = 2 * time.Second
+
+// entrance asks the gateway how it does.
+func (h *Handler) entrance(ctx context.Context) (gateway.Status, error) {
+	ctx, cancel := context.WithTimeout(ctx, gatewayWait)
+	defer cancel()
+	return h.config.Gateway(ctx)
+}
+
 // gateway tells where traffic enters. A gateway that does not answer is no failure of the question.
 func (h *Handler) gateway(ctx context.Context) api.GatewayInfo {
-	status, err := h.config.Gateway(ctx)
+	status, err := h.entrance(ctx)
 	if err != nil {
 		return api.GatewayInfo{Failures: map[string]string{"gateway": err.Error()}}
 	}
