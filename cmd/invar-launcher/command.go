@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/opencontainers/runc/libcontainer/system"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
@@ -24,8 +25,8 @@ type command struct {
 	program string
 	root    string // the runtime's state directory
 	id      string
-	sandbox int // PID of the sandbox on the host
-	process specs.Process
+	made    made // the sandbox's process
+	exits   *exitWatch
 	cgroups map[string]string
 }
 
@@ -57,7 +58,7 @@ func createWithCommand(r *record) (engine, error) {
 		said, _ := os.ReadFile(log)
 		return nil, errors.Join(fmt.Errorf("%s create: %w: %s", c.program, err, lastLine(said)), c.destroy())
 	}
-	return c, c.readPID(pidFile)
+	return c, c.noteSandbox(r, pidFile)
 }
 
 func loadFromCommand(r *record) (engine, error) {
@@ -65,7 +66,12 @@ func loadFromCommand(r *record) (engine, error) {
 	if err := c.loadSpec(r); err != nil {
 		return nil, err
 	}
-	return c, c.readPID(filepath.Join(r.bundle(), "pid"))
+	if err := readJSON(filepath.Join(r.bundle(), "container.json"), &c.made); err != nil {
+		return nil, err
+	}
+	var err error
+	c.exits, err = c.made.watch()
+	return c, err
 }
 
 func (c *command) loadSpec(r *record) error {
@@ -73,7 +79,7 @@ func (c *command) loadSpec(r *record) error {
 	if err := readJSON(filepath.Join(r.bundle(), "config.json"), &spec); err != nil {
 		return err
 	}
-	c.process = *spec.Process
+	c.made.Process = *spec.Process
 	c.cgroups = map[string]string{
 		"memory": filepath.Join("/sys/fs/cgroup/memory", spec.Linux.CgroupsPath),
 	}
@@ -83,13 +89,24 @@ func (c *command) loadSpec(r *record) error {
 	return nil
 }
 
-func (c *command) readPID(path string) error {
-	b, err := os.ReadFile(path)
+// noteSandbox notes the sandbox's process, as complete does a container's.
+func (c *command) noteSandbox(r *record, pidFile string) error {
+	b, err := os.ReadFile(pidFile)
 	if err != nil {
 		return err
 	}
-	c.sandbox, err = strconv.Atoi(strings.TrimSpace(string(b)))
-	return err
+	if c.made.PID, err = strconv.Atoi(strings.TrimSpace(string(b))); err != nil {
+		return fmt.Errorf("reading the sandbox's PID: %w", err)
+	}
+	if c.exits, err = watchExit(c.made.PID); err != nil {
+		return err
+	}
+	stat, err := system.Stat(c.made.PID)
+	if err != nil {
+		return err
+	}
+	c.made.StartTime = stat.StartTime
+	return writeJSON(filepath.Join(r.bundle(), "container.json"), c.made)
 }
 
 // cmd calls the runtime: --network=host is the instance's own network namespace, since its own network stack would have a
@@ -114,7 +131,7 @@ func lastLine(b []byte) string {
 	return lines[len(lines)-1]
 }
 
-func (c *command) pid() int     { return c.sandbox }
+func (c *command) pid() int     { return c.made.PID }
 func (c *command) start() error { return c.run("start", c.id) }
 func (c *command) oom() bool    { return oomKilled(c.cgroups) }
 
@@ -122,7 +139,8 @@ func (c *command) signal(s unix.Signal) error {
 	return c.run("kill", c.id, strconv.Itoa(int(s)))
 }
 
-// wait asks the runtime, which answers when the container has ended, to this launcher as to an earlier one.
+// wait asks the runtime, which answers when the container has ended. A sandbox that ends before it has answered has
+// the container's exit code itself.
 func (c *command) wait() exit {
 	out, err := c.cmd(context.Background(), "wait", c.id).Output()
 	var said struct {
@@ -132,18 +150,23 @@ func (c *command) wait() exit {
 		err = json.Unmarshal(bytes.TrimSpace(out), &said)
 	}
 	if err != nil {
-		said.ExitStatus = -1
+		return c.exits.wait()
 	}
 	return exit{code: said.ExitStatus, at: time.Now()}
 }
 
-func (c *command) destroy() error { return c.run("delete", "--force", c.id) }
+func (c *command) destroy() error {
+	if c.exits != nil {
+		defer c.exits.close()
+	}
+	return c.run("delete", "--force", c.id)
+}
 
 func (c *command) exec(e wire.Exec) (*wire.ExecResult, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), e.Timeout)
 	defer cancel()
-	user := fmt.Sprintf("%d:%d", c.process.User.UID, c.process.User.GID)
-	args := append([]string{"exec", "--user", user, "--cwd", c.process.Cwd, c.id}, e.Args...)
+	user := fmt.Sprintf("%d:%d", c.made.Process.User.UID, c.made.Process.User.GID)
+	args := append([]string{"exec", "--user", user, "--cwd", c.made.Process.Cwd, c.id}, e.Args...)
 	out, err := c.cmd(ctx, args...).CombinedOutput()
 	result := &wire.ExecResult{TimedOut: ctx.Err() != nil, Output: string(out[:min(len(out), maxOutput)])}
 	if failed, ok := errors.AsType[*exec.ExitError](err); ok {

@@ -97,15 +97,22 @@ func loadContainer(r *record) (engine, error) {
 		return nil, err
 	}
 	var err error
-	if c.exits, err = watchExit(c.made.PID); err != nil {
+	c.exits, err = c.made.watch()
+	return c, err
+}
+
+// watch watches the process that was made, not one that has its PID now.
+func (m made) watch() (*exitWatch, error) {
+	w, err := watchExit(m.PID)
+	if err != nil {
 		return nil, err
 	}
 	// Asked after the descriptor was opened: it is of the process that has this time.
-	if stat, err := system.Stat(c.made.PID); err != nil || stat.StartTime != c.made.StartTime {
-		c.exits.close()
-		c.exits = lostExit()
+	if stat, err := system.Stat(m.PID); err != nil || stat.StartTime != m.StartTime {
+		w.close()
+		return lostExit(), nil
 	}
-	return c, nil
+	return w, nil
 }
 
 func (l *launcher) stateDir() string { return filepath.Join(l.dir, "state") }

@@ -274,9 +274,9 @@ func TestOldLogsOfRemovedInstancesAreDeleted(t *testing.T) {
 }
 
 func TestGVisor(t *testing.T) {
-	m := newMachine(t)
+	m := newMachine(t, inOwnRun(t))
 	s := m.serving("web-a")
-	s.Isolation = "gvisor"
+	s.Isolation, s.User = "gvisor", "0:0"
 	if _, err := exec.LookPath("runsc"); err != nil {
 		err := m.host.Create(t.Context(), s)
 		if !errors.Is(err, fault.Invalid) || !strings.Contains(fault.Hint(err), "runsc") {
@@ -297,6 +297,10 @@ func TestGVisor(t *testing.T) {
 	}
 	if o := m.see("web-a"); o.State != instance.Exited || o.ExitCode != 0 {
 		t.Errorf("stopped: %+v", o)
+	}
+	if t.Failed() {
+		said, _ := os.ReadFile(filepath.Join(m.config.RunDir, "launcher.log"))
+		t.Logf("launcher: %s", said)
 	}
 }
 
