@@ -21,10 +21,12 @@ func (p Platform) String() string { return p.OS + "/" + p.Architecture }
 type Resolved struct {
 	Manifest digest.Digest `json:"manifest"` // of the OCI manifest
 	Size     int64         `json:"size"`     // of the OCI manifest, bytes
-	Root     digest.Digest `json:"root"`     // of the EROFS file
-	RootSize int64         `json:"root_size"`
-	Platform Platform      `json:"platform"`
-	Config   Config        `json:"config"`
+	// MediaType is that of the manifest where it isn't an OCI image manifest but Docker's (schema 2).
+	MediaType string        `json:"media_type,omitempty"`
+	Root      digest.Digest `json:"root"` // of the EROFS file
+	RootSize  int64         `json:"root_size"`
+	Platform  Platform      `json:"platform"`
+	Config    Config        `json:"config"`
 }
 
 // Config is the part of the OCI image configuration that an instance starts from.

@@ -98,7 +98,7 @@ func imageDescriptors(r Record, images map[spec.ImageName]image.Resolved) ([]v1.
 			continue
 		}
 		byDigest[img.Manifest] = v1.Descriptor{
-			MediaType: v1.MediaTypeImageManifest, Digest: godigest.Digest(img.Manifest), Size: img.Size,
+			MediaType: cmp.Or(img.MediaType, v1.MediaTypeImageManifest), Digest: godigest.Digest(img.Manifest), Size: img.Size,
 			Platform:    &v1.Platform{OS: img.Platform.OS, Architecture: img.Platform.Architecture},
 			Annotations: map[string]string{AnnotationImage: string(name)},
 		}

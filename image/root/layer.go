@@ -59,9 +59,10 @@ func describe(store *registry.Store, manifest digest.Digest) (described, error) 
 		return described{}, fault.Errorf(fault.Invalid, "the manifest has %d layers, the configuration %d", len(m.Layers), len(c.RootFS.DiffIDs))
 	}
 	d := described{resolved: image.Resolved{
-		Manifest: manifest,
-		Size:     int64(len(raw)),
-		Platform: image.Platform{OS: c.OS, Architecture: c.Architecture},
+		Manifest:  manifest,
+		Size:      int64(len(raw)),
+		MediaType: foreignType(m.MediaType),
+		Platform:  image.Platform{OS: c.OS, Architecture: c.Architecture},
 		Config: image.Config{
 			Entrypoint: c.Config.Entrypoint,
 			Command:    c.Config.Cmd,
@@ -79,6 +80,14 @@ func describe(store *registry.Store, manifest digest.Digest) (described, error) 
 		d.layers = append(d.layers, info)
 	}
 	return d, nil
+}
+
+// foreignType is a manifest's media type unless it is OCI's, which may be left out.
+func foreignType(t string) string {
+	if t == ocispec.MediaTypeImageManifest {
+		return ""
+	}
+	return t
 }
 
 func describeLayer(l ocispec.Descriptor, diffID string) (layerInfo, error) {
