@@ -15,9 +15,6 @@ import (
 // EgressAddress is where an instance with egress finds its forward proxy, inside its own network.
 const EgressAddress = "127.77.255.254:3128"
 
-// maxUses bounds the components that one component uses: their addresses stay inside 127.77.0.0/16, off EgressAddress.
-const maxUses = 250 * 250
-
 // Input is what a table follows from.
 type Input struct {
 	Envs []Env // in order of precedence: of two routes with one host and path, the first environment keeps it

@@ -2,14 +2,18 @@ package proxy
 
 import (
 	"bufio"
+	"context"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"testing"
 	"time"
 
 	"github.com/invarhq/invar/gateway"
+	"github.com/invarhq/invar/instance"
 )
 
 func TestPickAllocatesNothing(t *testing.T) {
@@ -80,4 +84,30 @@ func benchmark(b *testing.B, address string) {
 		}
 	})
 	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "requests/s")
+}
+
+// BenchmarkApply is a switch as the server does it: a table to the gateway's process, and new listening sockets back.
+func BenchmarkApply(b *testing.B) {
+	s, err := Supervise(b.Context(), Config{Dir: b.TempDir(), HTTP: "127.0.0.1:0"}, []string{os.Args[0]})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer s.Stop(context.Background())
+	var webs []*box
+	for i := range 50 {
+		webs = append(webs, newBox(b, instance.ID(fmt.Sprintf("web-%d", i))))
+	}
+	db := newBox(b, "db-a")
+	table := webTable(webs...)
+	uses := usesTable(webs[0], db)
+	table.Backends = append(table.Backends, uses.Backends...)
+	table.Services = append(table.Services, uses.Services...)
+	for _, w := range webs {
+		table.Inside = append(table.Inside, usesTable(w, db).Inside...)
+	}
+	for b.Loop() {
+		if err := s.Apply(b.Context(), table); err != nil {
+			b.Fatal(err)
+		}
+	}
 }

@@ -178,7 +178,7 @@ func (c *control) passListeners(w http.ResponseWriter, r *http.Request) {
 		writeError(w, fault.As(fault.Invalid, fmt.Errorf("reading the names of listeners: %w", err)))
 		return
 	}
-	files, err := c.proxy.files()
+	files, all, err := c.proxy.files(held)
 	if err != nil {
 		writeError(w, err)
 		return
@@ -192,7 +192,7 @@ func (c *control) passListeners(w http.ResponseWriter, r *http.Request) {
 	defer conn.Close()
 	_, err = io.WriteString(conn, switching)
 	if err == nil {
-		err = sendListeners(conn.(*net.UnixConn), nil, files, held)
+		err = sendListeners(conn.(*net.UnixConn), nil, files, all)
 	}
 	if err != nil {
 		c.proxy.log.Error("passing listeners on", "error", err)

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"io"
 	"net"
@@ -23,8 +24,8 @@ func egressTable(web *box, allow ...string) gateway.Table {
 // proxied returns a client inside the box that uses the forward proxy.
 func (b *box) proxied() *http.Client {
 	t := &http.Transport{
-		Proxy: http.ProxyURL(&url.URL{Scheme: "http", Host: egressAddress}),
-		Dial:  func(_, address string) (net.Conn, error) { return b.dial(address) },
+		Proxy:       http.ProxyURL(&url.URL{Scheme: "http", Host: egressAddress}),
+		DialContext: func(_ context.Context, _, address string) (net.Conn, error) { return b.dial(address) },
 	}
 	b.t.Cleanup(t.CloseIdleConnections)
 	return &http.Client{Transport: t}

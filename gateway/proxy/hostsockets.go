@@ -97,29 +97,37 @@ func (s hostSocket) file() (*os.File, error) {
 	return s.listener.File()
 }
 
-// files returns duplicates of all listening sockets, by name.
-func (p *Proxy) files() (map[string]*os.File, error) {
-	out := map[string]*os.File{}
+// files returns duplicates of the listening sockets but those held, and the names of all.
+func (p *Proxy) files(held []string) (fresh map[string]*os.File, all []string, err error) {
+	has := make(map[string]bool, len(held))
+	for _, name := range held {
+		has[name] = true
+	}
+	fresh = map[string]*os.File{}
+	add := func(name string, dup func() (*os.File, error)) {
+		all = append(all, name)
+		if has[name] || err != nil {
+			return
+		}
+		if fresh[name], err = dup(); err != nil {
+			err = fmt.Errorf("duplicating %s: %w", name, err)
+			delete(fresh, name)
+		}
+	}
 	addresses := p.cfg.hostSockets()
 	for key, s := range p.host {
-		f, err := s.file()
-		if err != nil {
-			closeAll(out)
-			return nil, fmt.Errorf("duplicating %s: %w", key, err)
-		}
-		out[passedKey(key, addresses[key])] = f
+		add(passedKey(key, addresses[key]), s.file)
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for key, l := range p.listeners {
-		f, err := l.File()
-		if err != nil {
-			closeAll(out)
-			return nil, fmt.Errorf("duplicating %s: %w", key, err)
-		}
-		out[key] = f
+		add(key, l.File)
 	}
-	return out, nil
+	if err != nil {
+		closeAll(fresh)
+		return nil, nil, err
+	}
+	return fresh, all, nil
 }
 
 func closeAll[C io.Closer](m map[string]C) {

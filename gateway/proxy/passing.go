@@ -11,7 +11,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -33,17 +32,16 @@ const batchSize = 128
 
 const switching = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: invar-listeners\r\n\r\n"
 
-// sendListeners passes the files but those held already.
-func sendListeners(conn *net.UnixConn, cfg *Config, files map[string]*os.File, held []string) error {
-	all := sortedKeys(files)
-	fresh := slices.DeleteFunc(slices.Clone(all), func(name string) bool { return slices.Contains(held, name) })
+// sendListeners passes the files, and the names of all listeners.
+func sendListeners(conn *net.UnixConn, cfg *Config, files map[string]*os.File, all []string) error {
+	rest := sortedKeys(files)
 	for {
-		names := fresh[:min(batchSize, len(fresh))]
-		fresh = fresh[len(names):]
-		if err := sendBatch(conn, batch{Config: cfg, All: all, Names: names, Last: len(fresh) == 0}, files); err != nil {
+		names := rest[:min(batchSize, len(rest))]
+		rest = rest[len(names):]
+		if err := sendBatch(conn, batch{Config: cfg, All: all, Names: names, Last: len(rest) == 0}, files); err != nil {
 			return err
 		}
-		if len(fresh) == 0 {
+		if len(rest) == 0 {
 			return nil
 		}
 		cfg, all = nil, nil // once is enough

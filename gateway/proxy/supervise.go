@@ -10,7 +10,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -176,8 +175,12 @@ func (s *Supervisor) fetch(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	open := make(map[string]bool, len(all))
+	for _, name := range all {
+		open[name] = true
+	}
 	for name, f := range s.sockets {
-		if !slices.Contains(all, name) {
+		if !open[name] {
 			f.Close()
 			delete(s.sockets, name)
 		}
@@ -350,11 +353,24 @@ func pause(ctx context.Context, d time.Duration) {
 func (s *Supervisor) Apply(ctx context.Context, t gateway.Table) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	err := s.client.Apply(ctx, t)
-	if err != nil {
+	if err := s.client.Apply(ctx, t); err != nil {
 		return err
 	}
+	if s.holds(t) {
+		return nil // no listener is new or gone: the usual switch
+	}
 	return s.fetch(ctx)
+}
+
+// holds tells whether the sockets held are those that the table asks for.
+func (s *Supervisor) holds(t gateway.Table) bool {
+	want := wantedListeners(t)
+	for _, w := range want {
+		if s.sockets[w.key] == nil {
+			return false
+		}
+	}
+	return len(s.sockets) == len(want)+len(s.cfg.hostSockets())
 }
 
 // Status asks the gateway about itself. Active also has what gateways that have handed over still carry.
