@@ -50,7 +50,18 @@ func serve(t *testing.T, s *registry.Store) string {
 
 func randomImage(t *testing.T, p image.Platform) v1.Image {
 	t.Helper()
-	img, err := random.Image(2000, 3)
+	return sizedImage(t, p, 2000)
+}
+
+func bigImage(t *testing.T) v1.Image {
+	t.Helper()
+	return sizedImage(t, amd64, 1<<20)
+}
+
+// sizedImage has three layers of random bytes.
+func sizedImage(t *testing.T, p image.Platform, layerBytes int64) v1.Image {
+	t.Helper()
+	img, err := random.Image(layerBytes, 3)
 	if err != nil {
 		t.Fatal(err)
 	}

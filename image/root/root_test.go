@@ -22,6 +22,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 	godigest "github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 
 	"github.com/invarhq/invar/digest"
 	"github.com/invarhq/invar/fault"
@@ -571,5 +572,24 @@ func BenchmarkBuild(b *testing.B) {
 		if _, _, err := root.Build(b.Context(), s, b.TempDir(), m); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+func TestFullDiskMakesNoRoot(t *testing.T) {
+	s, dir := openStore(t), t.TempDir()
+	m := plainImage(t, s, entries(t, "a 644 0:0 "+strings.Repeat("y", 1<<20)))
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=128k"); err != nil {
+		t.Fatalf("mounting a small disk (this test needs root): %v", err)
+	}
+	defer unix.Unmount(dir, unix.MNT_DETACH)
+	_, _, err := root.Build(t.Context(), s, dir, m)
+	if !errors.Is(err, fault.Unavailable) || !strings.Contains(fault.Hint(err), "space") {
+		t.Errorf("Build: %v (hint %q), want unavailable", err, fault.Hint(err))
+	}
+	if files, _ := filepath.Glob(filepath.Join(dir, "*.erofs")); len(files) > 0 {
+		t.Errorf("a root was made: %v", files)
+	}
+	if files, _ := filepath.Glob(filepath.Join(dir, "building-*")); len(files) > 0 {
+		t.Errorf("left over: %v", files)
 	}
 }
