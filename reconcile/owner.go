@@ -86,14 +86,17 @@ func (o *owner) run(ctx context.Context) {
 	}
 }
 
+// askAgain is how long to wait after the host did not tell a network.
+const askAgain = 100 * time.Millisecond
+
 // never is how long to wait when only an outside change can give something new.
 const never = time.Duration(math.MaxInt64)
 
 // turn reads, decides, records and acts once. It returns how long to wait for the next turn if nothing happens.
 func (o *owner) turn(ctx context.Context, acts *sync.WaitGroup) (time.Duration, error) {
 	e := o.read()
-	o.forget(e)
 	have := o.observe(e)
+	o.forget(e, have)
 	now := time.Now()
 	steps := deploy.Next(e, have, now, o.r.config.NewID)
 	if len(steps) > 0 {
@@ -105,11 +108,14 @@ func (o *owner) turn(ctx context.Context, acts *sync.WaitGroup) (time.Duration, 
 		o.poke() // what follows from these steps
 		e = o.read()
 	}
-	o.learn(ctx, e, have)
+	learned := o.learn(ctx, e, have)
 	o.publish(e)
 	o.seq.Store(e.Seq)
 	o.act(ctx, acts, e, have, now)
-	if len(steps) > 0 {
+	switch {
+	case !learned:
+		return askAgain, nil
+	case len(steps) > 0:
 		return never, nil
 	}
 	return o.rest(e, have, now), nil
@@ -157,22 +163,29 @@ func (o *owner) observe(e deploy.Environment) []instance.Observation {
 	return have
 }
 
-// forget drops what is known of instances that are no more.
-func (o *owner) forget(e deploy.Environment) {
+// forget drops what is known of instances that neither the ledger nor the host has any more.
+func (o *owner) forget(e deploy.Environment, have []instance.Observation) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	gone := func(id instance.ID) bool { _, ok := e.Instances[id]; return !ok && o.busy[id] != underway }
-	maps.DeleteFunc(o.refused, func(id instance.ID, _ string) bool { return gone(id) })
-	maps.DeleteFunc(o.networks, func(id instance.ID, _ string) bool { return gone(id) })
-	for id := range o.retries {
-		if _, listed := o.busy[id]; gone(id) && !listed {
-			delete(o.retries, id)
-		}
+	if len(o.networks)+len(o.refused)+len(o.retries) == 0 {
+		return
 	}
+	exists := make(map[instance.ID]bool, len(have))
+	for _, seen := range have {
+		exists[seen.Identity.ID] = true
+	}
+	gone := func(id instance.ID) bool {
+		_, entered := e.Instances[id]
+		return !entered && !exists[id] && o.busy[id] != underway
+	}
+	maps.DeleteFunc(o.networks, func(id instance.ID, _ string) bool { return gone(id) })
+	maps.DeleteFunc(o.refused, func(id instance.ID, _ string) bool { return gone(id) })
+	maps.DeleteFunc(o.retries, func(id instance.ID, _ retryAt) bool { return gone(id) })
 }
 
-// learn asks the host for the networks of instances that another process made.
-func (o *owner) learn(ctx context.Context, e deploy.Environment, have []instance.Observation) {
+// learn asks the host for the networks of instances that another process made, and reports whether it told all of them.
+func (o *owner) learn(ctx context.Context, e deploy.Environment, have []instance.Observation) bool {
+	all := true
 	for _, seen := range have {
 		id := seen.Identity.ID
 		if _, ok := e.Instances[id]; !ok || seen.State != instance.Created && seen.State != instance.Running {
@@ -188,12 +201,14 @@ func (o *owner) learn(ctx context.Context, e deploy.Environment, have []instance
 		n, err := o.r.config.Host.Network(ctx, id)
 		if err != nil {
 			o.r.log.Warn("asking for the network", "instance", id, "error", err)
+			all = false
 			continue
 		}
 		o.mu.Lock()
 		o.networks[id] = n.Path
 		o.mu.Unlock()
 	}
+	return all
 }
 
 // publish hands the environment's part of the route table on, if it differs from the last.

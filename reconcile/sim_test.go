@@ -1,6 +1,7 @@
 package reconcile_test
 
 import (
+	"cmp"
 	"context"
 	"flag"
 	"fmt"
@@ -64,6 +65,7 @@ type sim struct {
 	late     bool // it dies after the operation and not before
 	badBooks float64
 	badRoads float64
+	badNets  float64
 	broken   []string // violated invariants
 
 	entered map[instance.ID]bool      // has or had an entry
@@ -178,6 +180,14 @@ func (m mortal) Stop(ctx context.Context, id instance.ID) error {
 
 func (m mortal) Remove(ctx context.Context, id instance.ID) error {
 	return m.do("remove", func() error { return m.Fake.Remove(ctx, id) })
+}
+
+func (m mortal) Network(ctx context.Context, id instance.ID) (n runtime.Network, err error) {
+	before, after := m.s.operation(&m.s.badNets, "network")
+	if err := cmp.Or(before, after); err != nil {
+		return n, err
+	}
+	return m.Fake.Network(ctx, id)
 }
 
 func (s *sim) violate(format string, args ...any) {
@@ -468,7 +478,11 @@ func (s *sim) spoil() {
 	s.mu.Lock()
 	s.healed = time.Time{}
 	s.mu.Unlock()
-	switch s.pick(6) {
+	switch s.pick(7) {
+	case 6:
+		s.mu.Lock()
+		s.badNets = 0.5
+		s.mu.Unlock()
 	case 0:
 		s.host.SetErrorRates(0.2, 0.2)
 	case 1:
@@ -500,7 +514,7 @@ func (s *sim) heal() {
 	s.host.SetErrorRates(0, 0)
 	s.host.SetDown(false)
 	s.mu.Lock()
-	s.badBooks, s.badRoads = 0, 0
+	s.badBooks, s.badRoads, s.badNets = 0, 0, 0
 	if s.healed.IsZero() {
 		s.healed = time.Now()
 	}
