@@ -3,6 +3,7 @@ package reconcile
 import (
 	"context"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -70,6 +71,11 @@ func (o *observer) list(ctx context.Context) ([]spec.EnvName, error) {
 	if err != nil {
 		return nil, err
 	}
+	return o.take(all, nth), nil
+}
+
+// take keeps what the nth listing told, and returns whom that concerns.
+func (o *observer) take(all []instance.Observation, nth uint64) []spec.EnvName {
 	for name := range o.scratch {
 		o.scratch[name] = o.scratch[name][:0]
 	}
@@ -78,31 +84,24 @@ func (o *observer) list(ctx context.Context) ([]spec.EnvName, error) {
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	var woken []spec.EnvName
+	concerned := map[spec.EnvName]bool{}
 	for name, view := range o.scratch {
-		need, waits := o.waiting[name]
-		differs := !slices.Equal(view, o.views[name])
-		if differs {
+		if !slices.Equal(view, o.views[name]) {
 			o.views[name] = slices.Clone(view)
-		}
-		if waits && nth >= need {
-			delete(o.waiting, name)
-		}
-		if differs || waits && nth >= need {
-			woken = append(woken, name)
+			concerned[name] = true
 		}
 	}
 	for name, need := range o.waiting {
 		if nth >= need {
 			delete(o.waiting, name)
-			woken = append(woken, name)
+			concerned[name] = true
 		}
 	}
 	o.ended = nth
-	if nth == 1 || !isClosed(o.listed) {
+	if !isClosed(o.listed) {
 		close(o.listed)
 	}
-	return woken, nil
+	return slices.Collect(maps.Keys(concerned))
 }
 
 // view returns what the last listing told of an environment, and which listing that was.
