@@ -68,7 +68,7 @@ func (b *baker) compile(ctx context.Context, g spec.GoImage, out string) error {
 	if err != nil {
 		return fault.WithHint(fault.As(fault.Invalid, err), "install Go; an image of kind go is built with the machine's own toolchain")
 	}
-	args := []string{"build", "-trimpath", "-buildvcs=false", "-mod=readonly", "-o", out,
+	args := []string{"build", "-trimpath", "-buildvcs=false", "-o", out,
 		"-ldflags", strings.TrimSpace("-s -w -buildid= " + g.Ldflags)}
 	if len(g.Tags) > 0 {
 		args = append(args, "-tags", strings.Join(g.Tags, ","))

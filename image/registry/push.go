@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"sync"
 
 	godigest "github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -31,7 +32,7 @@ type Remote struct {
 }
 
 // Push copies the manifest or index, and all that it refers to, to the remote, as far as the remote does not have it.
-// With a tag, the remote's repository names it. progress, when not nil, is told of each blob that was sent.
+// With a tag, the remote's repository names it. progress, when not nil, is told of each blob that was sent, one at a time.
 // It fails with fault.Unavailable when the remote can't be reached and fault.Denied when it refuses.
 func (s *Store) Push(ctx context.Context, to Remote, d digest.Digest, tag string, progress func(digest.Digest, int64)) error {
 	if err := s.push(ctx, to, d, tag, progress); err != nil {
@@ -78,7 +79,10 @@ func (s *Store) Fetch(ctx context.Context, from Remote, d digest.Digest, progres
 func copyOptions(progress func(digest.Digest, int64)) oras.CopyGraphOptions {
 	options := oras.CopyGraphOptions{Concurrency: 4}
 	if progress != nil {
+		var one sync.Mutex
 		options.PostCopy = func(_ context.Context, d ocispec.Descriptor) error {
+			one.Lock()
+			defer one.Unlock()
 			progress(digest.Digest(d.Digest), d.Size)
 			return nil
 		}

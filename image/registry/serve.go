@@ -45,15 +45,16 @@ func (driverFactory) Create(_ context.Context, parameters map[string]any) (stora
 	return d, nil
 }
 
-// Handler serves the distribution specification under /v2/. It may be called more than once; ctx bounds the
-// handler's background work. Content can be added and tagged over it, never deleted.
+// Handler serves the distribution specification under /v2/. ctx bounds its background work, which is to remove uploads
+// that nobody went on with for a day; so one handler a directory is enough. Content can be added and tagged over it, never deleted.
 func (s *Store) Handler(ctx context.Context) http.Handler {
 	register()
+	abandoned := map[any]any{"enabled": true, "age": "24h", "interval": "24h", "dryrun": false}
 	config := &configuration.Configuration{
 		Storage: configuration.Storage{
 			driverName:    configuration.Parameters{"driver": s.driver},
 			"redirect":    configuration.Parameters{"disable": true},
-			"maintenance": configuration.Parameters{"uploadpurging": map[any]any{"enabled": false}},
+			"maintenance": configuration.Parameters{"uploadpurging": abandoned},
 		},
 	}
 	config.Log.AccessLog.Disabled = true
