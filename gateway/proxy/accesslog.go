@@ -38,10 +38,10 @@ func newAccessLog(dir string, log *slog.Logger) (*accessLog, error) {
 	}
 	a := &accessLog{spare: sync.Pool{New: func() any { return new([]byte) }}}
 	var err error
-	if a.requests, err = openJournal(filepath.Join(dir, "access.log"), log, &a.spare); err != nil {
+	if a.requests, err = openJournal(filepath.Join(dir, "access.log"), rotateAt, log, &a.spare); err != nil {
 		return nil, err
 	}
-	if a.egresses, err = openJournal(filepath.Join(dir, "egress.log"), log, &a.spare); err != nil {
+	if a.egresses, err = openJournal(filepath.Join(dir, "egress.log"), rotateAt, log, &a.spare); err != nil {
 		a.requests.close()
 		return nil, err
 	}
@@ -148,6 +148,7 @@ func appendString(b []byte, key, s string) []byte {
 // journal is a rotated file that one goroutine writes.
 type journal struct {
 	path    string
+	limit   int64 // bytes at which the file is rotated
 	log     *slog.Logger
 	lines   chan *[]byte
 	spare   *sync.Pool // of lines
@@ -160,8 +161,8 @@ type journal struct {
 	buf  []byte
 }
 
-func openJournal(path string, log *slog.Logger, spare *sync.Pool) (*journal, error) {
-	j := &journal{path: path, log: log, spare: spare, lines: make(chan *[]byte, logQueue), done: make(chan struct{}), stop: make(chan struct{})}
+func openJournal(path string, limit int64, log *slog.Logger, spare *sync.Pool) (*journal, error) {
+	j := &journal{path: path, limit: limit, log: log, spare: spare, lines: make(chan *[]byte, logQueue), done: make(chan struct{}), stop: make(chan struct{})}
 	if err := j.open(); err != nil {
 		return nil, err
 	}
@@ -228,7 +229,7 @@ func (j *journal) flush() {
 	n, err := j.file.Write(j.buf)
 	j.size += int64(n)
 	j.buf = j.buf[:0]
-	if err == nil && j.size >= rotateAt {
+	if err == nil && j.size >= j.limit {
 		err = j.rotate()
 	}
 	if err != nil {

@@ -40,8 +40,15 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	x.route, x.service = &v.table.HTTP[i], v.targets[i]
+	if x.route.TLS != "" && r.TLS == nil { // only without HTTPS: else it was redirected
+		http.Error(x, noHTTPS, http.StatusServiceUnavailable)
+		return
+	}
 	x.reverse.ServeHTTP(x, r)
 }
+
+// noHTTPS is why a route with TLS is not served.
+const noHTTPS = "this route has TLS, and the gateway has no HTTPS address"
 
 // exchange is one request and its response. It is the response writer that counts, and the transport that chooses and retries.
 type exchange struct {

@@ -221,6 +221,11 @@ func (p *Proxy) apply(t gateway.Table) {
 	if p.tls != nil {
 		p.tls.manage(t.HTTP)
 	}
+	for _, r := range t.HTTP {
+		if r.TLS != "" && p.tls == nil {
+			failures["route "+string(r.Name)+" of "+string(r.Env)] = noHTTPS
+		}
+	}
 	p.failures = failures
 	for what, cause := range failures {
 		p.log.Error("part of a table could not be done", "part", what, "error", cause)
