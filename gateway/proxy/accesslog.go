@@ -25,38 +25,44 @@ const (
 	flushAt    = 64 << 10
 )
 
-// accessLog writes both logs. Its methods do nothing on nil.
+// accessLog writes both logs.
 type accessLog struct {
-	requests *journal
+	requests *journal // nil: off
 	egresses *journal
 	spare    sync.Pool // of lines
 }
 
-func newAccessLog(dir string, log *slog.Logger) (*accessLog, error) {
+func newAccessLog(dir string, requests bool, log *slog.Logger) (*accessLog, error) {
 	if err := os.MkdirAll(dir, 0o750); err != nil {
 		return nil, err
 	}
 	a := &accessLog{spare: sync.Pool{New: func() any { return new([]byte) }}}
 	var err error
-	if a.requests, err = openJournal(filepath.Join(dir, "access.log"), rotateAt, log, &a.spare); err != nil {
+	if a.egresses, err = openJournal(filepath.Join(dir, "egress.log"), rotateAt, log, &a.spare); err != nil {
 		return nil, err
 	}
-	if a.egresses, err = openJournal(filepath.Join(dir, "egress.log"), rotateAt, log, &a.spare); err != nil {
-		a.requests.close()
+	if !requests {
+		return a, nil
+	}
+	if a.requests, err = openJournal(filepath.Join(dir, "access.log"), rotateAt, log, &a.spare); err != nil {
+		a.egresses.close()
 		return nil, err
 	}
 	return a, nil
 }
 
 func (a *accessLog) close() {
-	if a != nil {
+	a.egresses.close()
+	if a.requests != nil {
 		a.requests.close()
-		a.egresses.close()
 	}
 }
 
 // request logs an exchange that has ended. Under overload it drops the line, and the log says how many were dropped.
 func (a *accessLog) request(x *exchange, r *http.Request) {
+	if a.requests == nil {
+		return
+	}
 	line := a.spare.Get().(*[]byte)
 	*line = appendRequest((*line)[:0], x, r, time.Now())
 	select {
@@ -79,9 +85,6 @@ type egressEntry struct {
 
 // egress logs a request to a forward proxy. It waits rather than drop the line.
 func (a *accessLog) egress(e *egressEntry) {
-	if a == nil {
-		return
-	}
 	line := a.spare.Get().(*[]byte)
 	b := appendTime((*line)[:0], e.start)
 	b = appendString(b, "instance", string(e.who))

@@ -25,6 +25,9 @@ import (
 // maxTable bounds a table's JSON: some 100,000 instances.
 const maxTable = 64 << 20
 
+// maxSocketPath is what the kernel takes, unix(7).
+const maxSocketPath = 107
+
 func encode(v any) ([]byte, error) { return json.Marshal(v) }
 
 // control is the process's control socket.
@@ -47,6 +50,9 @@ func (p *Proxy) listenControl() (*control, error) {
 		} else if errors.Is(err, unix.ECONNREFUSED) {
 			os.Remove(old)
 		}
+	}
+	if path := socketOf(p.cfg, os.Getpid()); len(path) > maxSocketPath {
+		return nil, fault.WithHint(fault.Errorf(fault.Invalid, "control socket %s: the path is longer than %d bytes", path, maxSocketPath), "choose a data directory with a shorter path")
 	}
 	c := &control{proxy: p, path: socketOf(p.cfg, os.Getpid()), handedOver: make(chan struct{}), ending: make(chan struct{})}
 	l, err := net.Listen("unix", c.path)

@@ -90,9 +90,7 @@ func (x *exchange) end(r *http.Request) {
 	if x.serving != nil {
 		x.serving.release()
 	}
-	if x.proxy.access != nil {
-		x.proxy.access.request(x, r)
-	}
+	x.proxy.access.request(x, r)
 	*x = exchange{proxy: x.proxy, reverse: x.reverse}
 	x.proxy.exchanges.Put(x)
 }

@@ -46,7 +46,7 @@ type Config struct {
 	Control     string        `json:"control,omitempty"`       // path of the control socket; Dir/gateway.sock unless said
 	Version     string        `json:"version,omitempty"`       // of the program, told in the status
 	ACME        ACME          `json:"acme"`                    // for routes with tls = "acme"
-	NoAccessLog bool          `json:"no_access_log,omitempty"` // write neither access.log nor egress.log
+	NoAccessLog bool          `json:"no_access_log,omitempty"` // do not write access.log; egress.log is always written
 	Hold        time.Duration `json:"hold,omitempty"`          // how long a TCP connection waits for an instance; 5 s unless said
 	ReadHeader  time.Duration `json:"read_header,omitempty"`   // from connection to the end of a request's header; 10 s unless said
 	Idle        time.Duration `json:"idle,omitempty"`          // of a kept-alive client connection; 2 min unless said
@@ -100,7 +100,7 @@ type Proxy struct {
 	cfg       Config
 	log       *slog.Logger
 	sockets   *sockets
-	access    *accessLog // nil: off
+	access    *accessLog
 	tls       *authority // nil: no HTTPS
 	view      atomic.Pointer[view]
 	exchanges sync.Pool
@@ -173,10 +173,7 @@ func newProxy(cfg Config) (*Proxy, error) {
 	p.life, p.end = context.WithCancel(context.Background())
 	p.exchanges.New = p.newExchange
 	p.view.Store(&view{replaced: make(chan struct{})})
-	if cfg.NoAccessLog {
-		return p, nil
-	}
-	if p.access, err = newAccessLog(filepath.Join(cfg.Dir, "log"), cfg.Log); err != nil {
+	if p.access, err = newAccessLog(filepath.Join(cfg.Dir, "log"), !cfg.NoAccessLog, cfg.Log); err != nil {
 		return nil, fmt.Errorf("opening the access log: %w", err)
 	}
 	return p, nil
