@@ -58,6 +58,7 @@ func main() {
 
 func run(dir, build string) error {
 	signal.Ignore(unix.SIGHUP, unix.SIGINT, unix.SIGPIPE) // of whose terminal the server was started
+	debug.SetGCPercent(400) // a creation makes megabytes of garbage; the heap itself is small
 	goruntime.GOMAXPROCS(max(2, goruntime.NumCPU()))
 	syscall.Umask(0o022)
 	if err := os.Chdir(dir); err != nil { // pins no directory of the server's, and keeps the socket's path short
@@ -73,6 +74,7 @@ func run(dir, build string) error {
 	if err := l.adopt(); err != nil {
 		return err
 	}
+	go l.reapLeftovers(l.quit)
 	return l.serve("launcher.sock")
 }
 
