@@ -285,9 +285,6 @@ func (t *turn) ready(c release.Component) bool {
 
 // vacate makes room for a version that can't run beside another; true: there is room.
 func (t *turn) vacate(f fleet) bool {
-	if f.others == 0 {
-		return true
-	}
 	if len(t.e.Traffic[f.name]) > 0 {
 		t.emit(Step{Kind: Shift, Component: f.name, Cause: "its volume has one owner at a time: the old instances end before the new ones begin"})
 	}
@@ -296,7 +293,7 @@ func (t *turn) vacate(f fleet) bool {
 			t.emit(Step{Kind: Retire, ID: id, Cause: "makes room for " + f.version.Short()})
 		}
 	}
-	return false
+	return f.others == 0
 }
 
 // shiftTowards gives the head's version the traffic that it may have now.
@@ -406,7 +403,7 @@ func (t *turn) keeps(i Instance) bool {
 	h := t.e.Head
 	switch {
 	case share(t.e.Traffic[i.Component], i.Digest) > 0:
-		return true
+		return i.EverHealthy || h.Digests[i.Component] == i.Digest || t.e.Previous.Digests[i.Component] == i.Digest
 	case h.Digests[i.Component] == i.Digest:
 		return h.Outcome != Broken
 	case h.Release == "" || t.e.Previous.Digests[i.Component] != i.Digest || !i.Healthy():

@@ -315,3 +315,70 @@ func TestRoutesFollowTheTraffic(t *testing.T) {
 		t.Errorf("afterwards (-want +got):\n%s", d)
 	}
 }
+
+func TestFailingInstanceWithVolumeIsGivenTimeThenReplacedInItsPlace(t *testing.T) {
+	s := running(settings, "db×1=a*")
+	s.active = map[instance.ID]int64{}
+	s.see(instance.Failing)
+	s.rest()
+	s.after(5*time.Minute - 1).rest()
+	s.want(t, "db: a×1! a:100", "failing db-1")
+	s.after(1).rest()
+	s.want(t, "db: a×1! a:100", "retire db-1", "gone db-1", "create db-2=a")
+}
+
+func TestSecondRevertDoesNotComeAfterTheFirst(t *testing.T) {
+	s := running(settings, "db×1=a*")
+	s.head(settings, "db×1=bad*")
+	for range 20 { // neither lives any more
+		s.rest()
+		for id := range s.host {
+			s.exit(id, 1)
+		}
+		s.rest()
+		s.after(time.Minute)
+	}
+	if h := s.env.Head; h.Number != 3 || h.Outcome != Broken {
+		t.Errorf("head is generation %d, %s; want 3, failed\n%s", h.Number, h.Outcome, s.steps())
+	}
+}
+
+func TestNewHeadOverCanarySharesWithTheOneThatServes(t *testing.T) {
+	canary := settings
+	canary.Canary, canary.MinHealthyMillis = []int{20}, 1000
+	s := running(canary, "web×5=a")
+	s.head(canary, "web×5=b")
+	s.rest()
+	s.see(instance.Passing)
+	s.rest()
+	s.after(time.Second).rest()
+	s.head(canary, "web×5=c")
+	s.steps()
+	s.rest()
+	s.want(t, "web: a×5 b×1 c×1! b:20 a:80", "create web-9=c", "retire web-7", "retire web-8", "gone web-7", "gone web-8")
+	s.see(instance.Passing)
+	s.rest()
+	s.after(time.Second).rest()
+	s.want(t, "web: (b×1) a×5 c×1 c×2! c:20 a:80", "healthy web-9", "shift web c:20 a:80", "retire web-6", "create web-10=c", "create web-11=c")
+}
+
+func TestStepsOfAnotherStateAreRefused(t *testing.T) {
+	s := running(settings, "web×1=a")
+	digest := s.env.Head.Digests["web"]
+	for _, st := range []Step{
+		{Kind: Create},
+		{Kind: Create, Instance: &instance.Identity{ID: "web-1", Env: "prod", Component: "web", Digest: digest, Generation: 1}},
+		{Kind: Create, Instance: &instance.Identity{ID: "web-2", Env: "test", Component: "web", Digest: digest, Generation: 1}},
+		{Kind: Create, Instance: &instance.Identity{ID: "web-2", Env: "prod", Component: "web", Digest: "sha256:0", Generation: 1}},
+		{Kind: Create, Instance: &instance.Identity{ID: "web-2", Env: "prod", Component: "web", Digest: digest, Generation: 2}},
+		{Kind: Healthy, ID: "web-1"}, {Kind: Healthy, ID: "web-9"}, {Kind: Gone, ID: "web-9"}, {Kind: Retire},
+		{Kind: Shift, Component: "web", Shares: []Share{{digest, 90}}},
+		{Kind: Shift, Component: "web", Shares: []Share{{digest, 50}, {digest, 50}}},
+		{Kind: Shift, Component: "db", Shares: []Share{{digest, 100}}},
+		{Kind: Shift}, {Kind: Done, Generation: 1}, {Kind: Failed, Generation: 2}, {Kind: Revert, Generation: 2, Release: s.env.Head.Release}, {Kind: "instance.paint"},
+	} {
+		if _, err := s.env.Apply(st, s.now); err == nil {
+			t.Errorf("%s %+v is accepted", st.Kind, st)
+		}
+	}
+}
