@@ -57,8 +57,9 @@ func main() {
 }
 
 func run(dir, build string) error {
+	// A creation makes megabytes of garbage, while the heap itself is small.
+	debug.SetGCPercent(400)
 	signal.Ignore(unix.SIGHUP, unix.SIGINT, unix.SIGPIPE) // of whose terminal the server was started
-	debug.SetGCPercent(400) // a creation makes megabytes of garbage; the heap itself is small
 	goruntime.GOMAXPROCS(max(2, goruntime.NumCPU()))
 	syscall.Umask(0o022)
 	if err := os.Chdir(dir); err != nil { // pins no directory of the server's, and keeps the socket's path short

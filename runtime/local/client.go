@@ -88,10 +88,10 @@ func sealedProgram(b []byte) (*os.File, error) {
 func (c *client) socket() string { return filepath.Join(c.run, "launcher.sock") }
 
 // start starts a launcher that outlives this process: in a session of its own, with none of its descriptors.
-func (c *client) start() error {
+func (c *client) start() (pid int, err error) {
 	out, err := os.OpenFile(filepath.Join(c.run, "launcher.log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer out.Close()
 	cmd := &exec.Cmd{
@@ -104,10 +104,10 @@ func (c *client) start() error {
 		SysProcAttr: &syscall.SysProcAttr{Setsid: true},
 	}
 	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("starting the launcher: %w", err)
+		return 0, fmt.Errorf("starting the launcher: %w", err)
 	}
 	go cmd.Wait() // it ends when the launcher does, or with this process
-	return nil
+	return cmd.Process.Pid, nil
 }
 
 func (c *client) dial(ctx context.Context) (*conn, error) {
@@ -308,6 +308,7 @@ func (h *Host) ensureLauncher(ctx context.Context) error {
 		defer n.Close()
 		_, response, err := n.ask(ctx, wire.Request{Op: wire.OpHello})
 		if err == nil && response.Hello != nil && response.Hello.Build == h.launcher.build {
+			h.launcherPID.Store(int64(response.Hello.PID))
 			return nil
 		}
 		h.log.Info("replacing the launcher by this build's")
@@ -315,9 +316,11 @@ func (h *Host) ensureLauncher(ctx context.Context) error {
 			return fmt.Errorf("ending the launcher of another build: %w", err)
 		}
 	}
-	if err := h.launcher.start(); err != nil {
+	pid, err := h.launcher.start()
+	if err != nil {
 		return err
 	}
+	h.launcherPID.Store(int64(pid))
 	n, err := h.launcher.dialSoon(ctx)
 	if err != nil {
 		return err

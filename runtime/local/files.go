@@ -63,8 +63,10 @@ func (h *Host) writeFiles(s runtime.Spec, rootDir string, who user) ([]specs.Mou
 	if err := os.RemoveAll(dir); err != nil { // of a creation that failed
 		return nil, err
 	}
-	if err := os.MkdirAll(filepath.Join(dir, "files"), 0o700); err != nil {
-		return nil, err
+	for _, d := range []string{dir, filepath.Join(dir, "files")} {
+		if err := errors.Join(os.Mkdir(d, 0o710), os.Chown(d, 0, UIDBase)); err != nil {
+			return nil, err
+		}
 	}
 	b, err := json.Marshal(s)
 	if err != nil {

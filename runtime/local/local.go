@@ -37,6 +37,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -70,18 +71,19 @@ type Config struct {
 
 // Host runs instances on this machine. Open makes one; Close lets it go while the instances run on.
 type Host struct {
-	config   Config
-	run      string // the run directory
-	log      *slog.Logger
-	features Features
-	roots    *roots
-	trees    *trees
-	nets     *nets
-	launcher *client
-	lock     *os.File
-	closing  context.Context // ends with stop; what the loops run under
-	stop     context.CancelFunc
-	loops    sync.WaitGroup
+	config      Config
+	run         string // the run directory
+	log         *slog.Logger
+	features    Features
+	roots       *roots
+	trees       *trees
+	nets        *nets
+	launcher    *client
+	lock        *os.File
+	launcherPID atomic.Int64
+	closing     context.Context // ends with stop; what the loops run under
+	stop        context.CancelFunc
+	loops       sync.WaitGroup
 
 	mu        sync.Mutex
 	instances map[instance.ID]*inst
@@ -191,12 +193,14 @@ func (h *Host) prepare() error {
 	if err := unix.Mount("", h.run, "", unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("keeping the mounts of %s private: %w", h.run, err)
 	}
-	for name, mode := range map[string]os.FileMode{"roots": 0o711, "trees": 0o711, "netns": 0o700, "instances": 0o700, "state": 0o700} {
+	for name, mode := range map[string]os.FileMode{"roots": 0o711, "trees": 0o711, "netns": 0o700, "instances": 0o710, "state": 0o700} {
 		if err := os.MkdirAll(filepath.Join(h.run, name), mode); err != nil {
 			return err
 		}
 	}
-	return nil
+	// What an instance's first process mounts, it reaches by path only as the group 0 of its user namespace: nobody else is in that group.
+	// Else it would ask the launcher for each mount, which takes longer.
+	return os.Chown(filepath.Join(h.run, "instances"), 0, UIDBase)
 }
 
 // takeLock keeps a second Host out. The lock lies beside RUN, which is mounted over.
