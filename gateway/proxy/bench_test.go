@@ -8,6 +8,9 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"testing"
 	"time"
@@ -47,6 +50,25 @@ func BenchmarkReverseProxy(b *testing.B) {
 			benchmark(b, g.status.HTTP)
 		})
 	}
+}
+
+// BenchmarkBareReverseProxy is what the standard library takes for the same, without table, namespace, retries, counts and log.
+func BenchmarkBareReverseProxy(b *testing.B) {
+	backend := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "hello") }))
+	defer backend.Close()
+	to, err := url.Parse(backend.URL)
+	if err != nil {
+		b.Fatal(err)
+	}
+	front := httptest.NewServer(&httputil.ReverseProxy{
+		Rewrite: func(r *httputil.ProxyRequest) {
+			r.SetURL(to)
+			r.SetXForwarded()
+		},
+		Transport: &http.Transport{MaxIdleConnsPerHost: idlePerBackend},
+	})
+	defer front.Close()
+	benchmark(b, front.Listener.Addr().String())
 }
 
 // BenchmarkDirect asks the same kind of backend on the host without a gateway.
