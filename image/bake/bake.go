@@ -147,9 +147,9 @@ type pending struct {
 	ok       bool
 }
 
-// bakeAll bakes every image once its base is there. At most as many as there are processors work at a time.
+// bakeAll bakes every image once its base is there. Few work at a time: baking waits for disks and networks, too.
 func bakeAll(ctx context.Context, req Request, lock image.Lock) (map[spec.ImageName]image.Resolved, error) {
-	b := &baker{req: req, lock: lock, progress: &reporter{to: req.Progress}, slots: make(chan struct{}, max(2, goruntime.NumCPU()))}
+	b := &baker{req: req, lock: lock, progress: &reporter{to: req.Progress}, slots: make(chan struct{}, max(4, goruntime.NumCPU()))}
 	all := map[spec.ImageName]*pending{}
 	for _, img := range req.Images {
 		all[img.Name] = &pending{done: make(chan struct{})}

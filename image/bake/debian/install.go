@@ -70,7 +70,8 @@ func (a apt) workspace(packages []image.LockedPackage) (workspace, error) {
 		size += p.SizeBytes
 	}
 	parent := filepath.Dir(a.dir)
-	if roomy(memory, 20*size) {
+	removeStale(filepath.Join(memory, "invar-install-*"), filepath.Join(parent, "invar-install-*"), filepath.Join(parent, "packages-*"), filepath.Join(a.debs, "download-*"))
+	if roomy(memory, 8*size) {
 		parent = memory
 	}
 	root, err := os.MkdirTemp(parent, "invar-install-*")
@@ -87,6 +88,18 @@ func (a apt) workspace(packages []image.LockedPackage) (workspace, error) {
 		return workspace{}, err
 	}
 	return w, nil
+}
+
+// removeStale removes what builds that were killed left more than a day ago. What can't be removed is no build's problem.
+func removeStale(patterns ...string) {
+	for _, pattern := range patterns {
+		names, _ := filepath.Glob(pattern) // fails for malformed patterns alone
+		for _, name := range names {
+			if fi, err := os.Lstat(name); err == nil && fi.IsDir() && time.Since(fi.ModTime()) > 24*time.Hour {
+				os.RemoveAll(name)
+			}
+		}
+	}
 }
 
 // memory is where Linux systems have a tmpfs for POSIX shared memory.
