@@ -25,14 +25,13 @@ type Act struct {
 func Acts(e Environment, have []instance.Observation, active map[instance.ID]int64, now time.Time) []Act {
 	var acts []Act
 	seen := make(map[instance.ID]bool, len(have))
-	drain := millis(e.rollout().DrainMillis)
 	for _, o := range have {
 		id := o.Identity.ID
 		seen[id] = true
 		i, known := e.Instances[id]
 		switch {
 		case o.State == instance.Absent:
-		case !known || !i.ExitedAt.IsZero() || !i.RetiringAt.IsZero() && i.drained(o, active, now, drain):
+		case !known || !i.ExitedAt.IsZero() || !i.RetiringAt.IsZero() && i.drained(o, active, now, e.drain(i)):
 			acts = append(acts, Act{o.Identity, true})
 		case i.Live() && o.State == instance.Created:
 			acts = append(acts, Act{i.Identity, false})
@@ -60,6 +59,15 @@ func compareID(a, b instance.ID) int {
 // drained reports whether a retiring instance has nothing under way any more, or had its time.
 func (i Instance) drained(o instance.Observation, active map[instance.ID]int64, now time.Time, drain time.Duration) bool {
 	return o.State != instance.Running || !i.EverHealthy || !now.Before(i.RetiringAt.Add(drain)) || active != nil && active[i.ID] == 0
+}
+
+// drain is how long a retiring instance may go on with what is under way. One with a volume has no time: its successor can
+// start only when it has stopped, so to wait makes the outage longer; its stop signal lets it finish.
+func (e Environment) drain(i Instance) time.Duration {
+	if len(e.Components[i.Digest].Volumes) > 0 {
+		return 0
+	}
+	return millis(e.rollout().DrainMillis)
 }
 
 // Draining reports whether an instance waits for its connections to end.

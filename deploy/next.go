@@ -425,7 +425,7 @@ func Wake(e Environment, have []instance.Observation, now time.Time) time.Time {
 	t.finish()
 	for _, i := range t.e.Instances {
 		if !i.RetiringAt.IsZero() {
-			t.reached(i.RetiringAt.Add(millis(t.e.rollout().DrainMillis)))
+			t.reached(i.RetiringAt.Add(t.e.drain(i)))
 		}
 	}
 	return t.wake
