@@ -74,7 +74,7 @@ type Spec struct {
 	Identity  instance.Identity `json:"identity"`
 	Root      digest.Digest     `json:"root"` // of the EROFS file
 	Args      []string          `json:"args"`
-	Env       []string          `json:"env"` // "KEY=value", sorted
+	Env       []string          `json:"env"` // "KEY=value", sorted; the host adds a PATH when there is none
 	WorkDir   string            `json:"workdir,omitempty"`
 	User      string            `json:"user,omitempty"` // "uid[:gid]", or names that the root's /etc/passwd and group resolve
 	Hosts     []HostEntry       `json:"hosts,omitempty"`
@@ -102,12 +102,12 @@ type HostEntry struct {
 type File struct {
 	Path    string `json:"path"`
 	Content []byte `json:"content"`
-	Mode    uint32 `json:"mode"`
-	User    string `json:"user,omitempty"`
+	Mode    uint32 `json:"mode"`           // permission bits; 0444 unless said
+	User    string `json:"user,omitempty"` // owner, as in Spec; the instance's user unless said
 	Secret  bool   `json:"secret,omitempty"` // kept in memory only
 }
 
-// Scratch is a noexec tmpfs.
+// Scratch is a noexec tmpfs. There is no other writable place but volumes: not /tmp, /run or /dev/shm, unless they are scratches.
 type Scratch struct {
 	Path      string `json:"path"`
 	SizeBytes int64  `json:"size_bytes"`

@@ -130,7 +130,7 @@ func (c *client) dialSoon(ctx context.Context) (*conn, error) {
 		}
 		select {
 		case <-ctx.Done():
-			return nil, fault.As(fault.Unavailable, fmt.Errorf("reaching the launcher: %w", err))
+			return nil, fault.WithHint(fault.As(fault.Unavailable, fmt.Errorf("reaching the launcher: %w", err)), "see %s", filepath.Join(c.run, "launcher.log"))
 		case <-time.After(2 * time.Millisecond):
 		}
 	}
