@@ -102,8 +102,8 @@ type HostEntry struct {
 type File struct {
 	Path    string `json:"path"`
 	Content []byte `json:"content"`
-	Mode    uint32 `json:"mode"`           // permission bits; 0444 unless said
-	User    string `json:"user,omitempty"` // owner, as in Spec; the instance's user unless said
+	Mode    uint32 `json:"mode"`             // permission bits; 0444 unless said
+	User    string `json:"user,omitempty"`   // owner, as in Spec; the instance's user unless said
 	Secret  bool   `json:"secret,omitempty"` // kept in memory only
 }
 
