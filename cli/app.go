@@ -25,20 +25,14 @@ import (
 
 // load reads the app's directory and reports every problem in it. Warnings are printed, errors returned.
 func (a *app) load() (*parse.Module, error) {
-	m, diags := parse.Load(os.DirFS(a.dir))
-	if !diags.HasErrors() {
-		diags = m.Validate()
-	}
-	return m, a.diagnose(diags)
+	m, _ := parse.Load(os.DirFS(a.dir))
+	return m, a.diagnose(m.Validate()) // which has what Load found, too
 }
 
 // loadToLock is load for commands that pin what is not pinned yet: that is no problem then.
 func (a *app) loadToLock() (*parse.Module, error) {
-	m, diags := parse.Load(os.DirFS(a.dir))
-	if !diags.HasErrors() {
-		diags = slices.DeleteFunc(m.Validate(), func(d parse.Diagnostic) bool { return d.Summary == parse.NotPinned })
-	}
-	return m, a.diagnose(diags)
+	m, _ := parse.Load(os.DirFS(a.dir))
+	return m, a.diagnose(slices.DeleteFunc(m.Validate(), func(d parse.Diagnostic) bool { return d.Summary == parse.NotPinned }))
 }
 
 // diagnose prints the problems and returns an error when one of them is not a warning.

@@ -86,8 +86,8 @@ func goEnv(name string) string {
 	return strings.TrimSpace(string(out))
 }
 
-// server is a server process of a test.
-type server struct {
+// daemon is a server process of a test.
+type daemon struct {
 	data    string
 	cmd     *exec.Cmd
 	log     *bytes.Buffer
@@ -95,8 +95,8 @@ type server struct {
 }
 
 // startServer starts a server on data and waits until it answers.
-func startServer(data string, env []string, flags ...string) (*server, error) {
-	s := &server{data: data, log: new(bytes.Buffer)}
+func startServer(data string, env []string, flags ...string) (*daemon, error) {
+	s := &daemon{data: data, log: new(bytes.Buffer)}
 	args := append([]string{"server", "--data", data, "--listen", "", "--gateway", "127.0.0.1:0", "--gateway-tls", ""}, flags...)
 	s.cmd = exec.Command(binary, args...)
 	s.cmd.Env = env
@@ -135,13 +135,13 @@ type serverInfo struct {
 	} `json:"ledger"`
 }
 
-func (s *server) info() (serverInfo, error) {
+func (s *daemon) info() (serverInfo, error) {
 	var info serverInfo
 	return info, s.api("GET", "/v1/server", nil, &info)
 }
 
 // api calls the server's API without the client that is under test.
-func (s *server) api(method, path string, in, out any) error {
+func (s *daemon) api(method, path string, in, out any) error {
 	sock := filepath.Join(s.data, "invar.sock")
 	c := http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
