@@ -476,6 +476,7 @@ type fleet struct {
 	known   bool          // the last completed release has this version
 	others  int           // instances of other versions that are not gone
 	stable  digest.Digest // the other version with healthy instances and the largest share
+	steady  int           // how many it has
 	serving int           // instances of other versions that have traffic
 }
 
@@ -491,17 +492,21 @@ func (t *turn) fleetOf(g Generation, p release.Placed) fleet {
 	f.share = share(shares, v)
 	settle := millis(t.e.rollout().MinHealthyMillis)
 	f.held = t.e.Head.Outcome == Rolling && t.reached(t.e.ShiftedAt[name].Add(settle))
-	largest := 0
+	largest, healthy := 0, map[digest.Digest]int{}
 	for _, id := range t.groups[name] {
 		i, ok := t.e.Instances[id]
 		if !ok {
 			continue
 		}
 		t.enlist(&f, i, settle)
-		if percent := share(shares, i.Digest); i.Digest != v && percent > largest && i.Healthy() {
-			f.stable, largest = i.Digest, percent
+		if percent := share(shares, i.Digest); i.Digest != v && percent > 0 && i.Healthy() {
+			healthy[i.Digest]++
+			if percent > largest {
+				f.stable, largest = i.Digest, percent
+			}
 		}
 	}
+	f.steady = healthy[f.stable]
 	for _, list := range [][]Instance{f.starting, f.healthy, f.failing} {
 		slices.SortStableFunc(list, func(a, b Instance) int { return b.CreatedAt.Compare(a.CreatedAt) })
 	}
@@ -565,8 +570,11 @@ func (f fleet) need(r release.Rollout) int {
 	return f.part(f.canary(r))
 }
 
-// part returns how many instances a percentage of the traffic takes, rounded up.
-func (f fleet) part(percent int) int { return (f.want*percent + 99) / 100 }
+// part returns how many instances a percentage of the traffic takes, rounded up: more where the version that keeps the rest has fewer
+// than serve now, because a third one loses its share.
+func (f fleet) part(percent int) int {
+	return max((f.want*percent+99)/100, f.enough()-f.steady)
+}
 
 // percent returns the part of the traffic that the version may have now.
 func (f fleet) percent(t *turn) int {
