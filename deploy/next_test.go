@@ -379,3 +379,39 @@ func TestStepsOfAnotherStateAreRefused(t *testing.T) {
 		}
 	}
 }
+
+func TestCanaryOverACanaryReplacesTheCapacityThatItTakes(t *testing.T) {
+	canary := settings
+	canary.Canary, canary.MinHealthyMillis, canary.MaxParallel = []int{40}, 0, 9
+	s := running(canary, "web×5=a")
+	s.head(canary, "web×5=b")
+	s.rest()
+	s.see(instance.Passing)
+	s.decide() // b has 40 percent and two instances
+	for _, id := range []instance.ID{"web-1", "web-2"} {
+		s.exit(id, 1)
+	}
+	canary.Canary = []int{20} // one instance, were it not for b's two that go
+	s.head(canary, "web×5=c")
+	s.decide()
+	s.steps()
+	if got, want := s.picture(), "web: (a×2) a×3 a×2! b×2 c×2! b:40 a:60"; got != want {
+		t.Fatalf("picture %q, want %q", got, want)
+	}
+	s.act()
+	for id, i := range s.env.Instances {
+		if i.Digest == s.env.Head.Digests["web"] {
+			s.see(instance.Passing, id)
+		}
+	}
+	s.decide()
+	serving := 0
+	for _, i := range s.env.Instances {
+		if s.env.Serving(i) {
+			serving++
+		}
+	}
+	if serving < 5 {
+		t.Errorf("%d serve, want at least 5: %s", serving, s.picture())
+	}
+}
