@@ -56,8 +56,8 @@ fuzz: ## run each fuzz target for a minute
 	  for f in $$($(GO) test -list '^Fuzz' $$pkg 2>/dev/null | grep '^Fuzz'); do \
 	    echo "$$pkg $$f"; $(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $${FUZZTIME:-60s} $$pkg || exit 1; done; done
 
-bench: build ## measure against peers; installs the peers
-	$(GO) run ./bench
+bench: build ## measure against peers; installs the peers (root; BENCHFLAGS='-run REGEXP -n N -quick')
+	cd bench && $(GO) run -mod=mod . $(BENCHFLAGS)
 
 generate: build ## write the generated files again: CLI reference, OpenAPI document, the demo's app
 	$(GO) test ./cli ./api/handler -run UpToDate -update
