@@ -53,6 +53,7 @@ const (
 	PathApply        = "/v1/environments/{env}/apply"
 	PathRollback     = "/v1/environments/{env}/rollback"
 	PathDestroy      = "/v1/environments/{env}/destroy"
+	PathMeasure      = "/v1/environments/{env}/verify"
 	PathLogs         = "/v1/environments/{env}/logs/{component}"
 	PathRelease      = "/v1/releases/{ref}"
 	PathDiff         = "/v1/diff"

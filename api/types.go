@@ -260,6 +260,23 @@ type Accepted struct {
 	Changed    bool          `json:"changed" doc:"False when the head was this release already, and nothing was recorded."`
 }
 
+// Measured is what the instances of an environment were found to run on.
+type Measured struct {
+	OK        bool               `json:"ok" doc:"Whether every instance runs on what its release says."`
+	Env       string             `json:"env" doc:"Environment."`
+	Instances []MeasuredInstance `json:"instances" doc:"Every instance on the host, sorted by id."`
+}
+
+// MeasuredInstance is what one instance was found to run on.
+type MeasuredInstance struct {
+	ID        string        `json:"id" doc:"Instance."`
+	Component string        `json:"component" doc:"Component."`
+	OK        bool          `json:"ok" doc:"Whether it runs on what its release says."`
+	Expected  digest.Digest `json:"expected" doc:"Digest of the root in the release."`
+	Found     digest.Digest `json:"found,omitempty" doc:"Digest of the root that it runs on, read again from its first byte to its last."`
+	Detail    string        `json:"detail,omitempty" doc:"Why it could not be measured."`
+}
+
 // Release is a release.
 type Release struct {
 	Digest     digest.Digest      `json:"digest" doc:"Digest of the release: of the canonical JSON (RFC 8785) of its record."`

@@ -171,7 +171,7 @@ func (a *app) root() *cobra.Command {
 	group(root, "app", a.fmtCommand(), a.validateCommand(), a.lockCommand(), a.buildCommand())
 	group(root, "env", a.planCommand(), a.applyCommand(), a.statusCommand(), a.historyCommand(), a.showCommand(),
 		a.diffCommand(), a.rollbackCommand(), a.logsCommand(), a.destroyCommand())
-	group(root, "proof", a.ledgerCommand())
+	group(root, "proof", a.verifyCommand(), a.ledgerCommand())
 	root.AddCommand(a.tokenCommand(), a.gatewayCommand(), a.manCommand())
 	root.CompletionOptions.HiddenDefaultCmd = false
 	return root

@@ -44,7 +44,6 @@ type watch struct {
 	live    bool
 
 	env   api.Environment // as last read
-	next  uint64          // ledger entry to go on from
 	drawn int             // lines on the screen
 }
 

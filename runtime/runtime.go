@@ -55,6 +55,10 @@ type Host interface {
 	// Network returns how to reach inside an instance's network: see Network. fault.NotFound when it has none (any more).
 	Network(ctx context.Context, id instance.ID) (Network, error)
 
+	// Measure looks at what an instance runs on now: it reads all of it again, and takes nothing from what Create was given.
+	// fault.NotFound for an instance that is not on the host.
+	Measure(ctx context.Context, id instance.ID) (Measurement, error)
+
 	// Logs writes the instance's log to w, oldest first, from the tail lines on (tail < 0: all), and with follow
 	// goes on until the instance is removed or ctx ends. Logs of removed instances stay readable while they are retained.
 	Logs(ctx context.Context, id instance.ID, w io.Writer, tail int, follow bool) error
@@ -66,6 +70,11 @@ type Host interface {
 // Network says how another process reaches an instance's loopback-only network.
 type Network struct {
 	Path string // of the network namespace, for setns(2)
+}
+
+// Measurement is what an instance was found to run on.
+type Measurement struct {
+	Root digest.Digest // of the bytes that its root is mounted from
 }
 
 // Spec is all that a host needs to run an instance. It is self-contained: a host reads nothing else

@@ -51,6 +51,9 @@ func (e *evaluator) evaluate(ctx context.Context, source io.Reader, env spec.Env
 	if err := diags.Err(); err != nil {
 		return release.Record{}, err
 	}
+	if err := m.Pinned(app).Err(); err != nil {
+		return release.Record{}, err
+	}
 	record, err := release.Evaluate(app, name, bundle.Images)
 	if err != nil {
 		return release.Record{}, err

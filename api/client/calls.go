@@ -48,6 +48,11 @@ func (c *Client) Rollback(ctx context.Context, env string, req api.RollbackReque
 	return call[api.Accepted](ctx, c, http.MethodPost, api.EnvironmentPath(api.PathRollback, env), nil, req)
 }
 
+// Measure reads again what every instance of an environment runs on, and compares it with the release.
+func (c *Client) Measure(ctx context.Context, env string) (api.Measured, error) {
+	return call[api.Measured](ctx, c, http.MethodPost, api.EnvironmentPath(api.PathMeasure, env), nil, nil)
+}
+
 // Destroy retires all that an environment runs.
 func (c *Client) Destroy(ctx context.Context, env string, req api.DestroyRequest) (api.Accepted, error) {
 	return call[api.Accepted](ctx, c, http.MethodPost, api.EnvironmentPath(api.PathDestroy, env), nil, req)

@@ -52,6 +52,7 @@ func (h *Handler) registerEnvironments() {
 			return answerWith(h.history(spec.EnvName(in.Env)))
 		})
 	h.registerMoves()
+	h.registerMeasure()
 	h.registerLogs()
 }
 

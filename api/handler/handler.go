@@ -28,6 +28,7 @@ import (
 	"github.com/invarhq/invar/gateway"
 	"github.com/invarhq/invar/instance"
 	"github.com/invarhq/invar/ledger"
+	"github.com/invarhq/invar/runtime"
 )
 
 // Limits of requests.
@@ -67,6 +68,7 @@ type Config struct {
 type Host interface {
 	List(ctx context.Context) ([]instance.Observation, error)
 	Changed() <-chan struct{}
+	Measure(ctx context.Context, id instance.ID) (runtime.Measurement, error)
 	Logs(ctx context.Context, id instance.ID, w io.Writer, tail int, follow bool) error
 }
 

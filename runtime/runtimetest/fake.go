@@ -377,6 +377,20 @@ func (f *Fake) Network(_ context.Context, id instance.ID) (runtime.Network, erro
 	return runtime.Network{Path: "/fake/netns/" + string(id)}, nil
 }
 
+// Measure implements runtime.Host: an instance runs on what it was created with.
+func (f *Fake) Measure(_ context.Context, id instance.ID) (runtime.Measurement, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.down {
+		return runtime.Measurement{}, errDown("measuring")
+	}
+	_, r := f.find(id)
+	if r == nil {
+		return runtime.Measurement{}, fault.Errorf(fault.NotFound, "measuring instance %s: it is not on this host", id)
+	}
+	return runtime.Measurement{Root: r.spec.Root}, nil
+}
+
 // Logs implements runtime.Host: what the Fake did with the instance, and what Say added.
 func (f *Fake) Logs(ctx context.Context, id instance.ID, w io.Writer, tail int, follow bool) error {
 	f.mu.Lock()

@@ -52,6 +52,7 @@ func Suite(t *testing.T, fresh func(*testing.T) Harness) {
 		{"AKilledInstanceIsReported", testKilled},
 		{"InstancesSurviveAReopenedHost", testReopen},
 		{"ListIsSortedUnderConcurrency", testConcurrency},
+		{"AnInstanceIsMeasuredAsItRuns", testMeasure},
 		{"LogsAreReadToTheirTailAndAfterRemoval", testLogs},
 		{"VolumesAreDestroyedOnlyWhenUnused", testVolumes},
 	} {
@@ -303,6 +304,20 @@ func testConcurrency(t *testing.T, s *suite) {
 	if list, _ := s.Host.List(t.Context()); len(list) != 0 {
 		t.Errorf("left: %+v", list)
 	}
+}
+
+func testMeasure(t *testing.T, s *suite) {
+	spec := s.Spec("web-measured", Serve)
+	if _, err := s.Host.Measure(t.Context(), spec.Identity.ID); !errors.Is(err, fault.NotFound) {
+		t.Errorf("measuring an absent instance: %v, want not found", err)
+	}
+	s.start(spec)
+	m, err := s.Host.Measure(t.Context(), spec.Identity.ID)
+	s.must(err)
+	if m.Root != spec.Root {
+		t.Errorf("found root %s, want %s", m.Root, spec.Root)
+	}
+	s.must(s.Host.Remove(t.Context(), spec.Identity.ID))
 }
 
 func testLogs(t *testing.T, s *suite) {
