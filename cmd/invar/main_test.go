@@ -19,7 +19,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
-// binary is bin/invar, which every test here runs as a user would.
+// binary is what make builds, which every test here runs as a user would.
 var binary string
 
 func TestMain(m *testing.M) {
@@ -28,9 +28,15 @@ func TestMain(m *testing.M) {
 			fmt.Fprintf(os.Stderr, "building the binary: %v\n%s", err, out)
 			return 1
 		}
-		var err error
-		if binary, err = filepath.Abs("../../bin/invar"); err != nil {
+		dir, err := os.MkdirTemp("", "invar-bin-")
+		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		defer os.RemoveAll(dir)
+		binary = filepath.Join(dir, "invar") // a copy: the next build must not replace it under a test
+		if out, err := exec.Command("cp", "../../bin/invar", binary).CombinedOutput(); err != nil {
+			fmt.Fprintf(os.Stderr, "copying the binary: %v\n%s", err, out)
 			return 1
 		}
 		return m.Run()
