@@ -8,7 +8,7 @@ VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo unk
 GO       := go
 BIN      := bin/invar
 LAUNCHER := runtime/local/launcher/bin/invar-launcher
-SOURCES  := $(shell git ls-files -co --exclude-standard '*.go' 'go.mod' 'go.sum' '*.txtar' '*.tmpl' '*.html' '*.css' 2>/dev/null)
+SOURCES  := $(wildcard $(shell git ls-files -co --exclude-standard '*.go' 'go.mod' 'go.sum' '*.txtar' '*.tmpl' '*.html' '*.css' 2>/dev/null))
 
 # What building needs beside Go and gcc: libseccomp to link the launcher with.
 DEB_BUILD := libseccomp-dev pkg-config
