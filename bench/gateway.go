@@ -56,7 +56,7 @@ func benchGateway(ctx context.Context, b *bench) error {
 	if err != nil {
 		return err
 	}
-	if _, _, err := b.daemon(ctx, server, strconv.Itoa(backend)); err != nil {
+	if _, _, err := b.background(ctx, server, strconv.Itoa(backend)); err != nil {
 		return err
 	}
 	caddyAt, err := b.startCaddy(ctx, caddy, backend)
@@ -129,7 +129,7 @@ func (b *bench) startCaddy(ctx context.Context, caddy string, backend int) (stri
 	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
 		return "", err
 	}
-	if _, _, err := b.daemon(ctx, caddy, "run", "--config", file, "--adapter", "caddyfile"); err != nil {
+	if _, _, err := b.background(ctx, caddy, "run", "--config", file, "--adapter", "caddyfile"); err != nil {
 		return "", err
 	}
 	at := net.JoinHostPort("127.0.0.1", strconv.Itoa(port))

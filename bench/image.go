@@ -179,7 +179,7 @@ func (r *rooted) startContainerd(ctx context.Context) error {
 	if err := os.WriteFile(file, []byte(config), 0o644); err != nil {
 		return err
 	}
-	_, log, err := r.daemon(ctx, path, "--config", file)
+	_, log, err := r.background(ctx, path, "--config", file)
 	if err != nil {
 		return err
 	}

@@ -98,8 +98,8 @@ func (b *bench) own(ctx context.Context, name string) (string, error) {
 	return path, err
 }
 
-// daemon starts a program that runs until the section ends, and returns its log.
-func (b *bench) daemon(ctx context.Context, name string, args ...string) (*exec.Cmd, string, error) {
+// background starts a program that runs until the section ends, and returns its log.
+func (b *bench) background(ctx context.Context, name string, args ...string) (*exec.Cmd, string, error) {
 	log, err := os.CreateTemp(b.dir, filepath.Base(name)+"-*.log")
 	if err != nil {
 		return nil, "", err
