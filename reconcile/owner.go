@@ -37,6 +37,7 @@ type owner struct {
 	retries  map[instance.ID]retryAt // of acts that failed for now
 	part     gateway.Env             // the last one put
 	number   uint64                  // of that; 0: none was put
+	awaiting bool                    // a turn is to begin when it is in force
 }
 
 // retryAt is when to try again.
@@ -98,7 +99,8 @@ func (o *owner) turn(ctx context.Context, acts *sync.WaitGroup) (time.Duration, 
 	have := o.observe(e)
 	o.forget(e, have)
 	now := time.Now()
-	steps := deploy.Next(e, have, now, o.r.config.NewID)
+	decided := deploy.Next(e, have, now, o.r.config.NewID)
+	steps := decided[:o.tellable(decided)]
 	if len(steps) > 0 {
 		if err := o.r.config.Recorder.Record(ctx, o.name, e.Seq, steps); err != nil {
 			o.learn(ctx, e, have)
@@ -112,6 +114,9 @@ func (o *owner) turn(ctx context.Context, acts *sync.WaitGroup) (time.Duration, 
 	o.publish(e)
 	o.seq.Store(e.Seq)
 	o.act(ctx, acts, e, have, now)
+	if len(steps) < len(decided) {
+		o.await(ctx, acts)
+	}
 	switch {
 	case !learned:
 		return askAgain, nil
@@ -119,6 +124,43 @@ func (o *owner) turn(ctx context.Context, acts *sync.WaitGroup) (time.Duration, 
 		return never, nil
 	}
 	return o.rest(e, have, now), nil
+}
+
+// tellable returns how many of the steps can be recorded now. A rollout ends when its traffic is in force, not when that was
+// decided: whoever is told of the end may send a request at once.
+func (o *owner) tellable(steps []deploy.Step) int {
+	end := slices.IndexFunc(steps, func(s deploy.Step) bool { return s.Kind == deploy.Done })
+	if end < 0 {
+		return len(steps)
+	}
+	o.mu.Lock()
+	number := o.number
+	o.mu.Unlock()
+	shifts := slices.ContainsFunc(steps[:end], func(s deploy.Step) bool { return s.Kind == deploy.Shift })
+	if shifts || number == 0 || !o.r.gateway.inForceSince(number) {
+		return end
+	}
+	return len(steps)
+}
+
+// await has a turn begin when the part that was put last is in force.
+func (o *owner) await(ctx context.Context, acts *sync.WaitGroup) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.awaiting {
+		return
+	}
+	o.awaiting = true
+	number := o.number
+	acts.Go(func() {
+		err := o.r.gateway.wait(ctx, number)
+		o.mu.Lock()
+		o.awaiting = false
+		o.mu.Unlock()
+		if err == nil {
+			o.poke()
+		}
+	})
 }
 
 func (o *owner) read() deploy.Environment {

@@ -69,6 +69,13 @@ func (p *publisher) put(part gateway.Env) uint64 {
 	return p.set
 }
 
+// inForceSince reports whether the part of that number is in force, or one that was set after it.
+func (p *publisher) inForceSince(number uint64) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.inForce >= number
+}
+
 // wait returns when the part of that number is in force.
 func (p *publisher) wait(ctx context.Context, number uint64) error {
 	for {
