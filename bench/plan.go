@@ -16,10 +16,11 @@ import (
 	"github.com/invarhq/invar/spec/parse"
 )
 
-// benchPlan plans what nothing of is there yet: both sides read, evaluate, compare with an empty state, and print 1,000 additions.
+// benchPlan plans what nothing of is there yet: both sides read, evaluate, compare with an empty state, and print 1,000
+// additions.
 func benchPlan(ctx context.Context, b *bench) error {
 	count := b.pick(1000, 100)
-	app, err := b.largeApp(count)
+	app, err := b.largeApp(ctx, count)
 	if err != nil {
 		return err
 	}
@@ -27,7 +28,7 @@ func benchPlan(ctx context.Context, b *bench) error {
 	if err != nil {
 		return err
 	}
-	if _, err := d.run(ctx, app, "plan", benchEnv); err != nil { // builds the image
+	if _, err := d.run(ctx, app, "lock"); err != nil {
 		return err
 	}
 	terraform, err := b.prepareTerraform(ctx, count)
@@ -79,29 +80,30 @@ func peerTime(s sample) string {
 	return s.ms()
 }
 
-// largeApp writes an app of so many components that each have configuration of their own and share one small image.
-func (b *bench) largeApp(count int) (string, error) {
-	dir := filepath.Join(b.dir, "large")
-	if err := os.MkdirAll(filepath.Join(dir, "web"), 0o755); err != nil {
-		return "", err
-	}
-	source, err := os.ReadFile("serve/main.go")
+// largeApp writes an app of so many components that each have configuration of their own and share one small image. The image is
+// there already, as Terraform builds none either.
+func (b *bench) largeApp(ctx context.Context, count int) (string, error) {
+	server, err := b.own(ctx, "serve")
 	if err != nil {
 		return "", err
 	}
+	layer, err := serverLayer(server)
+	if err != nil {
+		return "", err
+	}
+	if _, _, err := b.oneLayerImage(ctx, layer, false); err != nil {
+		return "", err
+	}
+	dir := filepath.Join(b.dir, "large")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return "", err
+	}
 	var config bytes.Buffer
-	fmt.Fprintf(&config, "app = \"large\"\n\nimage \"web\" {\n  go { package = \"./web\" }\n}\n\nenvironment %q {}\n", benchEnv)
+	fmt.Fprintf(&config, "app = \"large\"\n\nimage \"web\" {\n  ref = \"oci:../layout\"\n}\n\nenvironment %q {}\n", benchEnv)
 	for i := range count {
-		fmt.Fprintf(&config, "\ncomponent \"c%04d\" {\n  image = image.web\n  command = [\"8080\"]\n  env = { NUMBER = \"%d\" }\n  port \"http\" { number = 8080 }\n}\n", i, i)
+		fmt.Fprintf(&config, "\ncomponent \"c%04d\" {\n  image = image.web\n  env = { NUMBER = \"%d\" }\n  port \"http\" { number = 8080 }\n}\n", i, i)
 	}
-	for name, content := range map[string][]byte{
-		"invar.hcl": config.Bytes(), "web/main.go": source, "go.mod": []byte("module large.example.com\n\ngo 1.24\n"),
-	} {
-		if err := os.WriteFile(filepath.Join(dir, name), content, 0o644); err != nil {
-			return "", err
-		}
-	}
-	return dir, nil
+	return dir, os.WriteFile(filepath.Join(dir, "invar.hcl"), config.Bytes(), 0o644)
 }
 
 // evaluate is the part of a plan that both client and server do: from the sources to the digest of the release.
