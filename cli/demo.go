@@ -31,6 +31,7 @@ import (
 var demoApp []byte
 
 const (
+	demoDir     = "invar-demo"
 	demoEnv     = "staging"
 	demoRoute   = "shop.localhost"
 	demoBefore  = "Welcome to the shop"
@@ -61,7 +62,7 @@ network. --stop ends and removes what it started.`,
 			return d.run(c.Context())
 		},
 	}
-	c.Flags().StringVar(&dir, "demo-dir", "invar-demo", "`DIR`ectory for the sample app and the server's data")
+	c.Flags().StringVar(&dir, "demo-dir", demoDir, "`DIR`ectory for the sample app and the server's data")
 	c.Flags().BoolVar(&stop, "stop", false, "stop the demo and remove its directory")
 	return c
 }
@@ -314,6 +315,10 @@ func (d *demo) summary(took time.Duration) {
 		{"  the server's log", d.rel(filepath.Join(d.dir, "server.log"))},
 	}
 	table(d.Stderr, "", rows)
+	elsewhere := ""
+	if dir := d.rel(d.dir); dir != demoDir {
+		elsewhere = " --demo-dir " + dir
+	}
 	fmt.Fprintf(d.Stderr, `
 Try it yourself:
 
@@ -321,8 +326,8 @@ Try it yourself:
   invar status %s
   invar logs %s/web
   $EDITOR %s && invar -C %s apply %s
-  invar demo --stop
-`, d.app.server, demoEnv, demoEnv, d.rel(filepath.Join(d.source(), "invar.hcl")), d.rel(d.source()), demoEnv)
+  invar demo --stop%s
+`, d.app.server, demoEnv, demoEnv, d.rel(filepath.Join(d.source(), "invar.hcl")), d.rel(d.source()), demoEnv, elsewhere)
 }
 
 // rel is a path as a user would type it here.

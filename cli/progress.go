@@ -3,7 +3,6 @@ package cli
 import (
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/invarhq/invar/image/bake"
@@ -18,14 +17,12 @@ type progress struct {
 	names   []spec.ImageName
 	last    map[spec.ImageName]bake.Event
 	since   map[spec.ImageName]time.Time
-	drawn   int
+	screen  screen
 	drawnAt time.Time
 }
 
-const redrawEvery = 50 * time.Millisecond
-
 func (a *app) newProgress(images []spec.Image) *progress {
-	p := &progress{app: a, live: isTerminal(a.Stderr) && a.output != "json", last: map[spec.ImageName]bake.Event{}, since: map[spec.ImageName]time.Time{}}
+	p := &progress{app: a, live: isTerminal(a.Stderr) && a.output != "json", screen: screen{out: a.Stderr}, last: map[spec.ImageName]bake.Event{}, since: map[spec.ImageName]time.Time{}}
 	for _, img := range images {
 		p.names = append(p.names, img.Name)
 	}
@@ -56,22 +53,17 @@ func (p *progress) done() {
 		return
 	}
 	p.draw()
-	p.drawn = 0
+	p.screen.leave()
 }
 
 func (p *progress) draw() {
-	var b strings.Builder
-	if p.drawn > 0 {
-		fmt.Fprintf(&b, "\x1b[%dA\x1b[J", p.drawn)
-	}
-	p.drawn = 0
+	var lines []string
 	for _, n := range p.names {
 		if e, ok := p.last[n]; ok && !e.Cached {
-			b.WriteString(p.line(n) + "\n")
-			p.drawn++
+			lines = append(lines, p.line(n))
 		}
 	}
-	fmt.Fprint(p.app.Stderr, b.String())
+	p.screen.draw(lines)
 	p.drawnAt = time.Now()
 }
 

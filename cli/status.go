@@ -67,6 +67,11 @@ func (a *app) statusAll(ctx context.Context, cl *client.Client) error {
 
 // renderEnvironment writes one environment for people.
 func renderEnvironment(w io.Writer, st style, env api.Environment) {
+	renderHead(w, st, env)
+	renderInstances(w, env)
+}
+
+func renderHead(w io.Writer, st style, env api.Environment) {
 	fmt.Fprintf(w, "%s  %s  generation %d  %s  %d/%d healthy\n", st.bold(env.Name), orDash(env.App), env.Generation, stateWord(st, env.State), env.Healthy, env.Wanted)
 	if env.Cause != "" {
 		fmt.Fprintf(w, "  %s\n", env.Cause)
@@ -85,16 +90,34 @@ func renderEnvironment(w io.Writer, st style, env api.Environment) {
 		}
 		fmt.Fprintf(w, "  %s  → %s\n", r.URL, to)
 	}
-	if len(env.Instances) == 0 {
+}
+
+// renderInstances writes a line for each instance. Its name begins with its component's.
+func renderInstances(w io.Writer, env api.Environment) {
+	rows := instanceRows(env)
+	if len(rows) == 0 {
 		return
 	}
 	fmt.Fprintln(w)
-	table(w, "COMPONENT INSTANCE VERSION GENERATION PHASE STATE HEALTH TRAFFIC AGE", instanceRows(env))
+	table(w, "INSTANCE VERSION GENERATION STATE HEALTH TRAFFIC AGE", rows)
 	for _, i := range env.Instances {
-		if i.Detail != "" {
+		if i.Detail != "" && i.Phase != "gone" {
 			fmt.Fprintf(w, "  %s: %s\n", i.ID, i.Detail)
 		}
 	}
+}
+
+// renderVersions writes a line for each version of each component.
+func renderVersions(w io.Writer, env api.Environment) {
+	var rows [][]string
+	for _, c := range env.Components {
+		for _, v := range c.Versions {
+			rows = append(rows, []string{c.Name, v.Digest.Short(), fmt.Sprintf("%d/%d", v.Healthy, max(v.Wanted, v.Total)),
+				strconv.Itoa(v.Percent) + "%", v.Trouble})
+		}
+	}
+	fmt.Fprintln(w)
+	table(w, "COMPONENT VERSION HEALTHY TRAFFIC TROUBLE", rows)
 }
 
 func instanceRows(env api.Environment) [][]string {
@@ -116,10 +139,18 @@ func instanceRows(env api.Environment) [][]string {
 		case traffic == "0%" && !i.Head:
 			traffic = "warm"
 		}
-		rows = append(rows, []string{i.Component, i.ID, i.Digest.Short(), strconv.Itoa(i.Generation), i.Phase, i.State, i.Health,
+		rows = append(rows, []string{i.ID, i.Digest.Short(), strconv.Itoa(i.Generation), instanceState(i), i.Health,
 			traffic, seconds(time.Duration(i.AgeSeconds) * time.Second)})
 	}
 	return rows
+}
+
+// instanceState is what the host sees of the instance, unless the ledger knows better what becomes of it.
+func instanceState(i api.Instance) string {
+	if i.Phase == "retiring" && i.State != "exited" {
+		return i.Phase
+	}
+	return i.State
 }
 
 func stateWord(st style, s string) string {

@@ -6,7 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/invarhq/invar/api"
@@ -25,7 +28,7 @@ func (a *app) accepted(ctx context.Context, cl *client.Client, acc api.Accepted,
 		}
 		return nil
 	}
-	w := &watch{app: a, client: cl, acc: acc, started: time.Now(), live: isTerminal(a.Stderr) && a.output != "json"}
+	w := &watch{app: a, client: cl, acc: acc, started: time.Now(), live: isTerminal(a.Stderr) && a.output != "json", screen: screen{out: a.Stderr}}
 	err := w.run(ctx)
 	if a.output == "json" && w.env.Name != "" {
 		if jerr := a.json(w.env); err == nil {
@@ -42,9 +45,10 @@ type watch struct {
 	acc     api.Accepted
 	started time.Time
 	live    bool
+	screen  screen
 
-	env   api.Environment // as last read
-	drawn int             // lines on the screen
+	env    api.Environment        // as last read
+	failed atomic.Pointer[string] // the last instance that failed
 }
 
 // run returns when the rollout has ended. It rides out a server that goes away for a while: the rollout,
@@ -52,20 +56,17 @@ type watch struct {
 func (w *watch) run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	since := w.acc.Entry
-	for ev, err := range w.client.Events(ctx, client.EventsQuery{Env: w.acc.Env, Since: &since}) {
+	if w.live {
+		return w.runLive(ctx)
+	}
+	for ev, err := range w.events(ctx) {
 		if err != nil {
-			return fault.WithHint(err, "the rollout goes on without this command: invar status %s", w.acc.Env)
-		}
-		if w.live {
-			if done, err := w.look(ctx); done || unlessAway(err) != nil {
-				return err
-			}
-			continue
+			return w.lost(err)
 		}
 		if ev.Entry == nil {
 			continue
 		}
+		w.remember(*ev.Entry)
 		w.line(*ev.Entry)
 		if !ends(ev.Entry.Kind) {
 			continue
@@ -75,6 +76,75 @@ func (w *watch) run(ctx context.Context) error {
 		}
 	}
 	return ctx.Err()
+}
+
+func (w *watch) events(ctx context.Context) iter.Seq2[api.Event, error] {
+	since := w.acc.Entry
+	return w.client.Events(ctx, client.EventsQuery{Env: w.acc.Env, Since: &since})
+}
+
+func (w *watch) lost(err error) error {
+	return fault.WithHint(err, "the rollout goes on without this command: invar status %s", w.acc.Env)
+}
+
+// runLive looks when something happened, at most once every redrawEvery, and every second for the ages.
+func (w *watch) runLive(ctx context.Context) error {
+	happened, broke := make(chan struct{}, 1), make(chan error, 1)
+	var reader sync.WaitGroup
+	ctx, cancel := context.WithCancel(ctx)
+	defer reader.Wait()
+	defer cancel()
+	reader.Go(func() {
+		for ev, err := range w.events(ctx) {
+			if err != nil {
+				broke <- err
+				return
+			}
+			if ev.Entry != nil {
+				w.remember(*ev.Entry)
+			}
+			select {
+			case happened <- struct{}{}:
+			default: // a look is due already
+			}
+		}
+	})
+	for {
+		if done, err := w.look(ctx); done || unlessAway(err) != nil {
+			return err
+		}
+		time.Sleep(redrawEvery)
+		select {
+		case <-happened:
+		case <-time.After(time.Second):
+		case err := <-broke:
+			w.screen.leave()
+			return w.lost(err)
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// remember keeps the instance that failed last.
+func (w *watch) remember(e api.Entry) {
+	var d stepData
+	if (e.Kind == "instance.failing" || e.Kind == "instance.exit") && json.Unmarshal(e.Data, &d) == nil && d.ID != "" {
+		w.failed.Store(&d.ID)
+	}
+}
+
+// logs is the command that shows what the instance that failed last wrote.
+func (w *watch) logs() string {
+	id := w.failed.Load()
+	if id == nil {
+		return "invar logs " + w.acc.Env + "/COMPONENT"
+	}
+	component := *id
+	if cut := strings.LastIndex(component, "-"); cut > 0 {
+		component = component[:cut]
+	}
+	return fmt.Sprintf("invar logs %s/%s --instance %s", w.acc.Env, component, *id)
 }
 
 // unlessAway drops the error of a server that is not there: the stream of events waits for it.
@@ -91,26 +161,29 @@ func ends(kind string) bool { return strings.HasPrefix(kind, "deploy.") || kind 
 // look reads the environment, draws it, and tells whether the rollout has ended, and how.
 func (w *watch) look(ctx context.Context) (done bool, err error) {
 	env, err := w.client.Environment(ctx, w.acc.Env)
+	if errors.Is(err, fault.Unavailable) && w.env.Name != "" {
+		w.draw("the server is away; what runs goes on")
+	}
 	if err != nil {
 		return false, err
 	}
 	w.env = env
-	w.draw()
+	w.draw("")
 	if env.State == api.Rolling {
 		return false, nil
 	}
 	if env.Generation == w.acc.Generation {
-		return true, w.ended(env)
+		return true, w.ended(ctx, env)
 	}
 	return w.movedOn(ctx)
 }
 
 // ended is the result when no other head came since.
-func (w *watch) ended(env api.Environment) error {
-	w.tail()
+func (w *watch) ended(ctx context.Context, env api.Environment) error {
+	w.screen.leave()
 	if env.State == api.Failed {
 		return fault.WithHint(fmt.Errorf("generation %d failed: %s", env.Generation, env.Cause),
-			"invar logs %s/COMPONENT shows what the instances wrote; invar rollback %s goes back", env.Name, env.Name)
+			"%s shows what it wrote; invar rollback %s goes back", w.logsOf(ctx), env.Name)
 	}
 	took := time.Since(w.started).Round(10 * time.Millisecond)
 	fmt.Fprintf(w.Stderr, "%s %s is generation %d, release %s, after %s\n", w.style().good("done:"), env.Name, env.Generation, orDash(env.Release.Short()), took)
@@ -126,7 +199,7 @@ func (w *watch) movedOn(ctx context.Context) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	w.tail()
+	w.screen.leave()
 	for _, g := range h {
 		if g.Number != w.acc.Generation {
 			continue
@@ -134,30 +207,33 @@ func (w *watch) movedOn(ctx context.Context) (bool, error) {
 		if g.Outcome == api.Failed {
 			return true, exit(ExitReverted, fault.WithHint(
 				fmt.Errorf("generation %d failed and was reverted: %s", g.Number, g.Cause),
-				"invar logs %s/COMPONENT shows what the instances wrote; %s runs generation %d", w.acc.Env, w.acc.Env, w.env.Generation))
+				"%s shows what it wrote; %s runs generation %d", w.logsOf(ctx), w.acc.Env, w.env.Generation))
 		}
 		return true, fault.Errorf(fault.Conflict, "generation %d was %s: another change came before it ended; %s is generation %d now", g.Number, g.Outcome, w.acc.Env, w.env.Generation)
 	}
 	return true, fault.Errorf(fault.Conflict, "%s is generation %d now", w.acc.Env, w.env.Generation)
 }
 
-// draw draws the table of instances over the one drawn before.
-func (w *watch) draw() {
+// draw draws the table of instances over the one drawn before; where the terminal is too low for it, one of versions.
+func (w *watch) draw(note string) {
 	if !w.live {
 		return
 	}
-	var b strings.Builder
-	renderEnvironment(&b, w.style(), w.env)
-	fmt.Fprintf(&b, "%s\n", w.style().dim(time.Since(w.started).Round(100*time.Millisecond).String()))
-	if w.drawn > 0 {
-		fmt.Fprintf(w.Stderr, "\x1b[%dA\x1b[J", w.drawn)
+	took := w.style().dim(strings.TrimSpace(time.Since(w.started).Round(100*time.Millisecond).String() + "  " + note))
+	_, height := w.screen.size()
+	lines := append(environmentLines(w.style(), w.env, renderInstances), took)
+	if len(lines) >= height {
+		lines = append(environmentLines(w.style(), w.env, renderVersions), took)
 	}
-	io.WriteString(w.Stderr, b.String())
-	w.drawn = strings.Count(b.String(), "\n")
+	w.screen.draw(lines)
 }
 
-// tail ends the table: what is printed next stands under it.
-func (w *watch) tail() { w.drawn = 0 }
+func environmentLines(st style, env api.Environment, details func(io.Writer, api.Environment)) []string {
+	var b strings.Builder
+	renderHead(&b, st, env)
+	details(&b, env)
+	return strings.Split(strings.TrimSuffix(b.String(), "\n"), "\n")
+}
 
 // line prints an entry where stderr is no terminal.
 func (w *watch) line(e api.Entry) {
@@ -180,6 +256,9 @@ type stepData struct {
 		Percent int    `json:"percent"`
 	} `json:"shares"`
 	Generation int    `json:"generation"`
+	To         int    `json:"to"`
+	Release    string `json:"release"`
+	Volumes    bool   `json:"volumes"`
 	ExitCode   int    `json:"exit_code"`
 	OOM        bool   `json:"oom"`
 	Cause      string `json:"cause"`
@@ -199,6 +278,14 @@ func describe(e api.Entry) string {
 		because = ": " + d.Cause
 	}
 	switch e.Kind {
+	case "change.apply":
+		return fmt.Sprintf("apply    generation %d, release %s", d.Generation, short(d.Release))
+	case "change.rollback":
+		return fmt.Sprintf("rollback generation %d, release %s of generation %d", d.Generation, short(d.Release), d.To)
+	case "change.destroy":
+		return fmt.Sprintf("destroy  generation %d%s", d.Generation, map[bool]string{true: ", with its volumes"}[d.Volumes])
+	case "volume.destroy":
+		return "deleted  volumes"
 	case "instance.create":
 		return "start    " + d.ID + because
 	case "instance.healthy":
