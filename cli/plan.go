@@ -184,7 +184,7 @@ func (a *app) renderPlan(w io.Writer, st style, p api.Plan) {
 	for _, ch := range p.Changes {
 		renderChange(w, st, ch)
 	}
-	fmt.Fprintf(w, "\n%d to start (+), %d to replace (+/-), %d to retire (-)\n", p.Adds, p.Replaces, p.Removes)
+	fmt.Fprintf(w, "\n%d to start (+), %d to replace (+/-), %d to retire (-). Nothing is modified in place.\n", p.Adds, p.Replaces, p.Removes)
 }
 
 func renderChange(w io.Writer, st style, ch api.Change) {
