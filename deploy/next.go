@@ -115,7 +115,7 @@ func (t *turn) observe() {
 func exitCause(o instance.Observation) string {
 	switch {
 	case o.OOM:
-		return cmp.Or(o.Detail, "killed for want of memory")
+		return cmp.Or(o.Detail, "out of memory: killed at its limit")
 	case o.ExitCode < 0:
 		return cmp.Or(o.Detail, "exited, with a code that is not known")
 	}

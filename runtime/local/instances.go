@@ -400,7 +400,7 @@ func (h *Host) advance(i *inst, s wire.Status) {
 func exitDetail(s wire.Status) string {
 	switch {
 	case s.OOM:
-		return "killed for want of memory"
+		return "out of memory: killed at its limit"
 	case s.ExitCode < 0:
 		return "exited; its exit code is not known"
 	case s.ExitCode > 128:
