@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"database/sql"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -17,6 +18,7 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	_ "modernc.org/sqlite"
 )
 
 // binary is what make builds, which every test here runs as a user would.
@@ -59,6 +61,8 @@ func TestScript(t *testing.T) {
 			e.Setenv("INVAR_SERVER", "unix://"+filepath.Join(data, "invar.sock"))
 			e.Setenv("PATH", filepath.Dir(binary)+":"+os.Getenv("PATH"))
 			e.Setenv("EXAMPLES", absolute("../../examples"))
+			e.Setenv("PROBE", absolute("testdata/probe"))
+			e.Setenv("INVAR_CACHE", filepath.Join(filepath.Dir(binary), "cache"))
 			e.Setenv("NO_COLOR", "1")
 			for _, v := range []string{"HOME", "GOCACHE", "GOMODCACHE", "GOPATH", "GOPROXY", "GOFLAGS", "GONOSUMDB", "GOSUMDB", "GOTOOLCHAIN", "XDG_CACHE_HOME"} {
 				e.Setenv(v, goEnv(v))
@@ -71,6 +75,8 @@ func TestScript(t *testing.T) {
 			"fetch":   cmdFetch,
 			"replace": cmdReplace,
 			"status":  cmdStatus,
+			"runhint": cmdRunHint,
+			"sqlite":  cmdSQLite,
 		},
 	})
 }
@@ -246,4 +252,24 @@ func cmdStatus(ts *testscript.TestScript, neg bool, args []string) {
 	if fmt.Sprint(got) != args[0] {
 		ts.Fatalf("exit status %d, want %s", got, args[0])
 	}
+}
+
+// runhint runs the command that the hint of the last error begins with, as a user would.
+func cmdRunHint(ts *testscript.TestScript, neg bool, args []string) {
+	_, hint, _ := strings.Cut(ts.ReadFile("stderr"), "hint: ")
+	command, _, ok := strings.Cut(hint, " shows ")
+	if !ok {
+		ts.Fatalf("no command in the hint %q", hint)
+	}
+	words := strings.Fields(command)
+	ts.Check(ts.Exec(words[0], words[1:]...))
+}
+
+// sqlite FILE STATEMENT changes a database behind invar's back.
+func cmdSQLite(ts *testscript.TestScript, neg bool, args []string) {
+	db, err := sql.Open("sqlite", ts.MkAbs(args[0]))
+	ts.Check(err)
+	defer db.Close()
+	_, err = db.Exec(args[1])
+	ts.Check(err)
 }

@@ -1,0 +1,39 @@
+// Command probe is what the scripts deploy: a component that does as MODE says.
+package main
+
+import (
+	"fmt"
+	"net/http"
+	"os"
+	"time"
+)
+
+func main() {
+	mode := os.Getenv("MODE")
+	fmt.Println("mode", mode)
+	switch mode {
+	case "exit":
+		fmt.Fprintln(os.Stderr, "no database")
+		os.Exit(7)
+	case "eat":
+		eat()
+	}
+	http.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	http.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintf(w, "mode %s\n", mode) })
+	fmt.Fprintln(os.Stderr, http.ListenAndServe(":8080", nil))
+	os.Exit(1)
+}
+
+var eaten [][]byte
+
+// eat takes all memory that it can get.
+func eat() {
+	for {
+		b := make([]byte, 1<<20)
+		for i := range b {
+			b[i] = 1
+		}
+		eaten = append(eaten, b)
+		time.Sleep(time.Millisecond)
+	}
+}
