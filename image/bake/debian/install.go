@@ -227,8 +227,8 @@ func (a apt) unpack(ctx context.Context, root string, packages []image.LockedPac
 func extract(ctx context.Context, deb, root string) error {
 	from := exec.CommandContext(ctx, "dpkg-deb", "--fsys-tarfile", deb)
 	to := exec.CommandContext(ctx, "tar", "--extract", "--keep-directory-symlink", "--numeric-owner", "--same-permissions", "--directory", root)
-	var said bytes.Buffer
-	from.Stderr, to.Stderr = &said, &said
+	var fromSaid, toSaid bytes.Buffer
+	from.Stderr, to.Stderr = &fromSaid, &toSaid
 	pipe, err := from.StdoutPipe()
 	if err != nil {
 		return err
@@ -243,7 +243,7 @@ func extract(ctx context.Context, deb, root string) error {
 		err = werr
 	}
 	if err != nil {
-		return diskFull(fault.As(fault.Corrupt, fmt.Errorf("%w: %s", err, strings.TrimSpace(said.String()))))
+		return diskFull(fault.As(fault.Corrupt, fmt.Errorf("%w: %s", err, strings.TrimSpace(fromSaid.String()+toSaid.String()))))
 	}
 	return nil
 }
