@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -29,7 +30,10 @@ func benchLedger(ctx context.Context, b *bench) error {
 			return err
 		}
 	}
-	return b.verifies(ctx, int64(b.pick(1_000_000, 50_000)))
+	if err := b.verifies(ctx, int64(b.pick(1_000_000, 50_000)), 512, 3000); err != nil {
+		return err
+	}
+	return b.verifies(ctx, int64(b.pick(50_000, 5_000)), 1, 0)
 }
 
 // appends measures one number of writers: ours and the peer in turn.
@@ -173,17 +177,17 @@ func tesseraAppends(ctx context.Context, dir string, writers int, lasts time.Dur
 	return rate, median, err
 }
 
-// verifies checks everything in a ledger: entries, hashes, checkpoints.
-func (b *bench) verifies(ctx context.Context, entries int64) error {
-	dir := filepath.Join(b.dir, "large")
+// verifies checks everything in a ledger: entries, hashes, checkpoints. Group is how many entries share a checkpoint: with many writers that
+// is up to 512; an append that comes alone has one of its own, and its signature is what costs most to check.
+func (b *bench) verifies(ctx context.Context, entries, group int64, limit float64) error {
+	dir := filepath.Join(b.dir, fmt.Sprintf("verify-%d", group))
 	s, log, vkey, err := newLedger(ctx, dir)
 	if err != nil {
 		return err
 	}
-	began := time.Now()
 	for log.Size() < entries && err == nil {
 		_, err = log.Append(ctx, func(next int64) ([][]byte, error) {
-			batch := make([][]byte, min(512, entries-next))
+			batch := make([][]byte, min(group, entries-next))
 			for i := range batch {
 				batch[i] = make([]byte, 256)
 				binary.BigEndian.PutUint64(batch[i], uint64(next)+uint64(i))
@@ -191,29 +195,37 @@ func (b *bench) verifies(ctx context.Context, entries int64) error {
 			return batch, nil
 		})
 	}
-	if err != nil {
-		return err
-	}
-	b.note("%s entries of 256 bytes written in %s", number(float64(entries)), time.Since(began).Round(10*time.Millisecond))
 	log.Close()
-	if err := s.Close(); err != nil {
+	if err := errors.Join(err, s.Close()); err != nil {
 		return err
 	}
 	runtime.GC()
 	var took sample
 	for range b.pick(5, 2) {
 		began := time.Now()
-		r, err := sqlite.OpenReadOnly(ctx, dir)
-		if err != nil {
+		if err := verify(ctx, dir, vkey, entries); err != nil {
 			return err
-		}
-		report, err := ledger.Verify(ctx, r, vkey)
-		r.Close()
-		if err != nil || report.Size != entries {
-			return fmt.Errorf("verified %d entries of %d: %w", report.Size, entries, err)
 		}
 		took.since(began)
 	}
-	b.row(fmt.Sprintf("verify %s entries", number(float64(entries))), took.ms(), "", 0, atMost(took.p50(), 3000, " ms"))
+	what := fmt.Sprintf("verify %s entries, %d a checkpoint", number(float64(entries)), group)
+	t := target{}
+	if limit > 0 {
+		t = atMost(took.p50(), limit, " ms")
+	}
+	b.row(what, took.ms(), "", 0, t)
 	return nil
+}
+
+func verify(ctx context.Context, dir, vkey string, entries int64) error {
+	r, err := sqlite.OpenReadOnly(ctx, dir)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	report, err := ledger.Verify(ctx, r, vkey)
+	if err == nil && report.Size != entries {
+		err = fmt.Errorf("verified %d entries of %d", report.Size, entries)
+	}
+	return err
 }

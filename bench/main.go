@@ -20,6 +20,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"runtime/pprof"
 	"slices"
 	"strings"
 	"time"
@@ -67,22 +68,40 @@ func init() { runtime.LockOSThread() }
 
 func main() {
 	var flags struct {
-		run   string
-		n     int
-		quick bool
+		run, profile string
+		n            int
+		quick        bool
 	}
 	flag.StringVar(&flags.run, "run", "", "only the sections whose name matches `REGEXP`")
 	flag.IntVar(&flags.n, "n", 20, "rounds of each comparison")
 	flag.BoolVar(&flags.quick, "quick", false, "few rounds, small inputs")
+	flag.StringVar(&flags.profile, "profile", "", "write a CPU profile of this process to `FILE`")
 	flag.Parse()
 	klog.LogToStderr(false) // Tessera's
 	klog.SetOutput(io.Discard)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
 	defer stop()
-	if err := runAll(ctx, flags.run, flags.n, flags.quick); err != nil {
+	err := profiled(flags.profile, func() error { return runAll(ctx, flags.run, flags.n, flags.quick) })
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
+}
+
+func profiled(file string, act func() error) error {
+	if file == "" {
+		return act()
+	}
+	f, err := os.Create(file)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := pprof.StartCPUProfile(f); err != nil {
+		return err
+	}
+	defer pprof.StopCPUProfile()
+	return act()
 }
 
 func runAll(ctx context.Context, pattern string, n int, quick bool) error {

@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -15,12 +14,8 @@ import (
 
 	"github.com/invarhq/invar/control"
 	"github.com/invarhq/invar/deploy"
-	"github.com/invarhq/invar/digest"
-	"github.com/invarhq/invar/fault"
 	"github.com/invarhq/invar/image/registry"
 	"github.com/invarhq/invar/ledger"
-	"github.com/invarhq/invar/release"
-	"github.com/invarhq/invar/spec"
 	"github.com/invarhq/invar/store"
 	"github.com/invarhq/invar/store/sqlite"
 )
@@ -142,7 +137,8 @@ func (d *daemon) forgetSnapshot(ctx context.Context) error {
 	return s.PutSnapshot(ctx, store.Snapshot{})
 }
 
-// fill stops the server, and adds entries as the server itself would: an instance that fails and passes its checks, again and again.
+// fill stops the server, and adds entries as the server itself would: an instance that fails and passes its checks, again and again. Nothing is
+// evaluated meanwhile.
 func (d *daemon) fill(ctx context.Context, size int64) (err error) {
 	if err := d.stop(syscall.SIGTERM); err != nil {
 		return err
@@ -160,10 +156,7 @@ func (d *daemon) fill(ctx context.Context, size int64) (err error) {
 	if err != nil {
 		return err
 	}
-	evaluate := func(context.Context, io.Reader, spec.EnvName, release.Bundle, digest.Digest) (release.Record, error) {
-		return release.Record{}, fault.Errorf(fault.Unavailable, "nothing is evaluated here")
-	}
-	c, err := control.Open(ctx, control.Config{Store: s, Blobs: blobs, Evaluate: evaluate, Origin: signer.Name(), Signer: signer, Verifier: verifier,
+	c, err := control.Open(ctx, control.Config{Store: s, Blobs: blobs, Origin: signer.Name(), Signer: signer, Verifier: verifier,
 		VKey: strings.TrimSpace(read(filepath.Join(d.data, "keys", "ledger.pub"))), Version: "bench"})
 	if err != nil {
 		return err
