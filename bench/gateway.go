@@ -75,9 +75,9 @@ func benchGateway(ctx context.Context, b *bench) error {
 	b.note("peer: Caddy %s, reverse_proxy, its access log off, as it is unless told otherwise; wrk, %d connections, one thread", caddyVersion, connections)
 	results := map[string]*loads{}
 	targets := []string{logged, caddyAt, unlogged, direct}
-	for round := range b.pick(8, 2) + 1 {
+	for round := range b.pick(6, 2) + 1 {
 		for _, at := range targets {
-			one, err := runWrk(ctx, wrk, at, time.Duration(b.pick(4, 1))*time.Second)
+			one, err := runWrk(ctx, wrk, at, time.Duration(b.pick(3, 1))*time.Second)
 			if err != nil {
 				return err
 			}

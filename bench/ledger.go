@@ -33,7 +33,7 @@ func benchLedger(ctx context.Context, b *bench) error {
 	if err := b.verifies(ctx, int64(b.pick(1_000_000, 50_000)), 512, 3000); err != nil {
 		return err
 	}
-	return b.verifies(ctx, int64(b.pick(50_000, 5_000)), 1, 0)
+	return b.verifies(ctx, int64(b.pick(20_000, 5_000)), 1, 0)
 }
 
 // appends measures one number of writers: ours and the peer in turn.

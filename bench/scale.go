@@ -23,7 +23,7 @@ func benchScale(ctx context.Context, b *bench) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, 15*time.Minute)
 	defer cancel()
-	cmd := command(ctx, "go", "test", "-run", "^$", "-bench", "^BenchmarkConverge$"+only, "-benchtime", "1x", "-count", strconv.Itoa(b.pick(3, 1)), "-timeout", "15m", "./reconcile")
+	cmd := command(ctx, "go", "test", "-run", "^$", "-bench", "^BenchmarkConverge$"+only, "-benchtime", "1x", "-count", strconv.Itoa(max(1, min(3, b.n/7))), "-timeout", "15m", "./reconcile")
 	cmd.Dir = filepath.Clean(b.repo)
 	out, err := outputOf(cmd)
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -14,8 +15,12 @@ import (
 
 	"github.com/invarhq/invar/control"
 	"github.com/invarhq/invar/deploy"
+	"github.com/invarhq/invar/digest"
+	"github.com/invarhq/invar/fault"
 	"github.com/invarhq/invar/image/registry"
 	"github.com/invarhq/invar/ledger"
+	"github.com/invarhq/invar/release"
+	"github.com/invarhq/invar/spec"
 	"github.com/invarhq/invar/store"
 	"github.com/invarhq/invar/store/sqlite"
 )
@@ -156,7 +161,10 @@ func (d *daemon) fill(ctx context.Context, size int64) (err error) {
 	if err != nil {
 		return err
 	}
-	c, err := control.Open(ctx, control.Config{Store: s, Blobs: blobs, Origin: signer.Name(), Signer: signer, Verifier: verifier,
+	evaluate := func(context.Context, io.Reader, spec.EnvName, release.Bundle, digest.Digest) (release.Record, spec.EnvName, error) {
+		return release.Record{}, "", fault.Errorf(fault.Unavailable, "nothing is evaluated here")
+	}
+	c, err := control.Open(ctx, control.Config{Store: s, Blobs: blobs, Evaluate: evaluate, Origin: signer.Name(), Signer: signer, Verifier: verifier,
 		VKey: strings.TrimSpace(read(filepath.Join(d.data, "keys", "ledger.pub"))), Version: "bench"})
 	if err != nil {
 		return err
