@@ -39,8 +39,9 @@ type Blobs interface {
 }
 
 // Evaluate evaluates a bundle's sources (the deterministic tar, compressed) for an environment. It is pure but for
-// reading source. The bundle's digest is given too, for the record.
-type Evaluate func(ctx context.Context, source io.Reader, env spec.EnvName, bundle release.Bundle, name digest.Digest) (release.Record, error)
+// reading source. The bundle's digest is given too, for the record. With the record it returns the environment that the
+// sources let bundles come from; "" is any.
+type Evaluate func(ctx context.Context, source io.Reader, env spec.EnvName, bundle release.Bundle, name digest.Digest) (r release.Record, from spec.EnvName, err error)
 
 // Config is what a Service is made of. Every field is required but those that say otherwise.
 type Config struct {

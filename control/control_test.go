@@ -647,3 +647,24 @@ func TestPlanShowsWhatWouldHappen(t *testing.T) {
 		t.Errorf("got %+v", i)
 	}
 }
+
+func TestPromotionTakesOnlyWhatCompletedThere(t *testing.T) {
+	d := newDesk(t)
+	a := shop("1")
+	a.Routes, a.From = nil, "staging"
+	refused := func(when string) {
+		t.Helper()
+		if _, err := d.propose("prod", a); !errors.Is(err, fault.Denied) || fault.Hint(err) != "first: invar apply staging" {
+			t.Errorf("%s: got %v, hint %q", when, err, fault.Hint(err))
+		}
+	}
+	refused("never ran in staging")
+	d.apply("staging", a)
+	refused("under way in staging")
+	d.complete("staging")
+	if moved := d.apply("prod", a); !moved.Changed {
+		t.Error("what completed in staging is refused in prod")
+	}
+	a.Components = []release.Placed{web("2")}
+	refused("another bundle")
+}

@@ -18,6 +18,7 @@ type evaluated struct {
 	digest     digest.Digest
 	record     release.Record
 	encoded    []byte
+	from       spec.EnvName // only bundles that completed there; "": any
 	bundle     release.Bundle
 	bundleSize int64
 }
@@ -82,7 +83,7 @@ func (s *Service) evaluateBundle(ctx context.Context, p Proposal) (evaluated, er
 	if err != nil {
 		return evaluated{}, fmt.Errorf("reading bundle %s: %w", p.Bundle, err)
 	}
-	record, err := s.evaluateSource(ctx, p, bundle)
+	record, from, err := s.evaluateSource(ctx, p, bundle)
 	if err != nil {
 		return evaluated{}, fmt.Errorf("evaluating bundle %s: %w", p.Bundle, err)
 	}
@@ -90,23 +91,23 @@ func (s *Service) evaluateBundle(ctx context.Context, p Proposal) (evaluated, er
 	if err != nil {
 		return evaluated{}, fmt.Errorf("evaluating bundle %s: %w", p.Bundle, err)
 	}
-	return evaluated{digest.Of(encoded), record, encoded, bundle, int64(len(raw))}, nil
+	return evaluated{digest.Of(encoded), record, encoded, from, bundle, int64(len(raw))}, nil
 }
 
-func (s *Service) evaluateSource(ctx context.Context, p Proposal, b release.Bundle) (release.Record, error) {
+func (s *Service) evaluateSource(ctx context.Context, p Proposal, b release.Bundle) (release.Record, spec.EnvName, error) {
 	source, _, err := s.config.Blobs.Open(b.Source)
 	if err != nil {
-		return release.Record{}, fmt.Errorf("reading its sources: %w", err)
+		return release.Record{}, "", fmt.Errorf("reading its sources: %w", err)
 	}
 	defer source.Close()
-	r, err := s.config.Evaluate(ctx, source, p.Env, b, p.Bundle)
+	r, from, err := s.config.Evaluate(ctx, source, p.Env, b, p.Bundle)
 	if err != nil {
-		return release.Record{}, err
+		return release.Record{}, "", err
 	}
 	if r.Env != p.Env || r.App != b.App || r.Bundle != p.Bundle {
-		return release.Record{}, fault.Errorf(fault.Invalid, "its sources are of app %s for environment %s, not of app %s for %s", r.App, r.Env, b.App, p.Env)
+		return release.Record{}, "", fault.Errorf(fault.Invalid, "its sources are of app %s for environment %s, not of app %s for %s", r.App, r.Env, b.App, p.Env)
 	}
-	return r, nil
+	return r, from, nil
 }
 
 // presentImages says whether everything that the release's instances start from is in the blobs.

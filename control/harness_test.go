@@ -78,20 +78,24 @@ type app struct {
 	Name       spec.AppName
 	Components []release.Placed
 	Routes     []release.Route
+	From       spec.EnvName // promote_from of all environments but itself
 }
 
 // evaluate is the language's evaluation.
-func evaluate(_ context.Context, source io.Reader, env spec.EnvName, b release.Bundle, name digest.Digest) (release.Record, error) {
+func evaluate(_ context.Context, source io.Reader, env spec.EnvName, b release.Bundle, name digest.Digest) (release.Record, spec.EnvName, error) {
 	var a app
 	if err := json.NewDecoder(source).Decode(&a); err != nil {
-		return release.Record{}, fault.As(fault.Invalid, err)
+		return release.Record{}, "", fault.As(fault.Invalid, err)
 	}
 	r := release.Record{V: 1, App: a.Name, Env: env, Bundle: name, Components: a.Components, Routes: a.Routes,
 		Rollout: release.Rollout{MaxParallel: 1, AutoRevert: true, HealthyDeadlineMillis: 1000, ProgressDeadlineMillis: 2000}}
 	if r.Routes == nil {
 		r.Routes = []release.Route{}
 	}
-	return r, nil
+	if env == a.From {
+		return r, "", nil
+	}
+	return r, a.From, nil
 }
 
 // desk is a service with all that it stands on, which outlives it.

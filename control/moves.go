@@ -68,6 +68,9 @@ func plan(now state.State, name spec.EnvName, rel evaluated) (Planned, error) {
 	if err := allowed(now, env, rel.record); err != nil {
 		return Planned{}, err
 	}
+	if err := promotable(now, env, rel); err != nil {
+		return Planned{}, err
+	}
 	current := change.Current{Base: change.Base{Generation: env.Head.Number, Release: env.Head.Release}, Record: env.Head.Record, Failed: env.Head.Outcome == deploy.Broken}
 	p := change.MakePlan(current, change.Proposed{Digest: rel.digest, Record: rel.record})
 	encoded, err := digest.Canonical(p)
@@ -179,6 +182,21 @@ func allowed(now state.State, env state.Environment, r release.Record) error {
 			"delete them first: invar destroy %s --volumes", env.Name)
 	}
 	return routesFree(now, env.Name, r)
+}
+
+// promotable refuses a bundle that has not completed in the environment that it has to come from. What completed there once
+// stays promotable, whatever runs there now.
+func promotable(now state.State, env state.Environment, rel evaluated) error {
+	if rel.from == "" || env.Head.Release == rel.digest {
+		return nil
+	}
+	for g := range now.History(rel.from) {
+		if g.Bundle == rel.record.Bundle && g.Outcome == deploy.Completed {
+			return nil
+		}
+	}
+	return fault.WithHint(fault.Errorf(fault.Denied, "environment %s takes only what ran healthy in %s; bundle %s has not", env.Name, rel.from, rel.record.Bundle.Short()),
+		"first: invar apply %s", rel.from)
 }
 
 // routesFree refuses a route that another environment has.

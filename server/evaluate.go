@@ -27,38 +27,38 @@ type evaluator struct {
 
 // evaluate is control.Evaluate. It takes nothing on trust: the release follows from the sources, and every root
 // is built here from the image's layers and compared with what the bundle says.
-func (e *evaluator) evaluate(ctx context.Context, source io.Reader, env spec.EnvName, bundle release.Bundle, name digest.Digest) (release.Record, error) {
+func (e *evaluator) evaluate(ctx context.Context, source io.Reader, env spec.EnvName, bundle release.Bundle, name digest.Digest) (release.Record, spec.EnvName, error) {
 	raw, err := io.ReadAll(io.LimitReader(source, maxSourceArchive+1))
 	if err != nil {
-		return release.Record{}, fmt.Errorf("reading the sources: %w", err)
+		return release.Record{}, "", fmt.Errorf("reading the sources: %w", err)
 	}
 	files, err := release.ReadSource(raw)
 	if err != nil {
-		return release.Record{}, err
+		return release.Record{}, "", err
 	}
 	fsys, err := release.SourceFS(files)
 	if err != nil {
-		return release.Record{}, err
+		return release.Record{}, "", err
 	}
 	m, diags := parse.Load(fsys)
 	if err := diags.Err(); err != nil {
-		return release.Record{}, err
+		return release.Record{}, "", err
 	}
 	if m.App() != bundle.App {
-		return release.Record{}, fault.Errorf(fault.Invalid, "the bundle says app %q, its sources say %q", bundle.App, m.App())
+		return release.Record{}, "", fault.Errorf(fault.Invalid, "the bundle says app %q, its sources say %q", bundle.App, m.App())
 	}
 	app, diags := m.Evaluate(env, nil)
 	if err := diags.Err(); err != nil {
-		return release.Record{}, err
+		return release.Record{}, "", err
 	}
 	if err := m.Pinned(app).Err(); err != nil {
-		return release.Record{}, err
+		return release.Record{}, "", err
 	}
 	record, err := release.Evaluate(app, name, bundle.Images)
 	if err != nil {
-		return release.Record{}, err
+		return release.Record{}, "", err
 	}
-	return record, e.buildRoots(ctx, bundle, record)
+	return record, app.Env.PromoteFrom, e.buildRoots(ctx, bundle, record)
 }
 
 // buildRoots makes the root of every image that a component runs, unless it is there, and refuses one that differs.
