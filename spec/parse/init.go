@@ -272,7 +272,7 @@ component "web" {
 }
 
 route "web" {
-  host = "%s.localhost"
+  host = "${env.name}.%s.localhost"
   to   = component.web.port.http
 }
 
@@ -337,7 +337,7 @@ component "web" {
 }
 
 route "web" {
-  host = "%s.localhost"
+  host = "${env.name}.%s.localhost"
   to   = component.web.port.http
 }
 
