@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/invarhq/invar/runtime/local"
 )
 
@@ -90,4 +92,21 @@ func TestProbeExplainsWhatIsMissing(t *testing.T) {
 		}
 		t.Logf("this machine: %+v", real)
 	}
+}
+
+// The kernel mounts no EROFS from a file that lies in memory: a loop device helps there, too.
+func TestDataDirectoryMayBeATmpfs(t *testing.T) {
+	m := newMachine(t, func(c *local.Config) {
+		dir := c.Dir
+		if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=256m"); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { // once the host is shut down
+			if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+				t.Error(err)
+			}
+		})
+	})
+	m.start(m.serving("web-a"))
+	m.until("web-a", "passing", passing)
 }

@@ -88,10 +88,11 @@ func (r *roots) verify(f *os.File, d digest.Digest) error {
 }
 
 func (r *roots) mount(f *os.File, at string) error {
-	mount, err := -1, error(nil)
+	mount, err := -1, error(unix.ENOTBLK)
 	if r.features.FileBacked.OK {
 		mount, err = mountFile(f)
-	} else {
+	}
+	if errors.Is(err, unix.ENOTBLK) { // on some file systems, as tmpfs is, the kernel wants a device also where it needs none on others
 		mount, err = mountLoop(f)
 	}
 	if err != nil {
