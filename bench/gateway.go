@@ -100,15 +100,6 @@ func benchGateway(ctx context.Context, b *bench) error {
 	return nil
 }
 
-// ratios are those of the rounds: what ran one after the other had about the same machine.
-func ratios(a, b sample) sample {
-	var out sample
-	for i := range min(len(a), len(b)) {
-		out.add(a[i] / b[i])
-	}
-	return out
-}
-
 func freePort() (int, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

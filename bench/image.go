@@ -213,7 +213,7 @@ func (r *rooted) compare(ctx context.Context, host host, tarball []byte, compres
 		return err
 	}
 	var ours, again, build, peer sample
-	for round := range r.pick(min(r.n, 7), 2) + 1 {
+	for round := range r.pick(min(r.n, 5), 2) + 1 {
 		first, second, known, err := r.ourRoot(ctx, host, store, manifest, round)
 		if err != nil {
 			return err
@@ -233,7 +233,7 @@ func (r *rooted) compare(ctx context.Context, host host, tarball []byte, compres
 	if compressed {
 		what = "tar+gzip"
 	}
-	ratio := peer.p50() / ours.p50()
+	ratio := ratios(peer, ours).p50()
 	r.row(fmt.Sprintf("%s, %d MB", what, len(tarball)/1e6), ours.ms(), peer.ms(), ratio, atLeast(ratio, 3, " ×"))
 	r.row("  the second time, root.Build", build.ms(), "", 0, atMost(build.p50(), 5, " ms"))
 	r.row("  the second time, with a second instance", again.ms(), "", 0, target{})

@@ -62,10 +62,10 @@ func (b *bench) appends(ctx context.Context, writers int) error {
 	if writers == 1 {
 		what = "append, 1 writer"
 	}
-	ratio := ours.p50() / integrated.p50()
+	ratio := ratios(ours, integrated).p50()
 	b.row(what+", index assigned", ours.rate("/s"), integrated.rate("/s"), ratio, atLeast(ratio, 2, " ×"))
-	b.row("  median time of one append", latency.rate("ms"), integratedLatency.rate("ms"), latency.p50()/integratedLatency.p50(), target{})
-	b.row("  the same, in a published checkpoint", ours.rate("/s"), published.rate("/s"), ours.p50()/published.p50(), target{})
+	b.row("  median time of one append", latency.rate("ms"), integratedLatency.rate("ms"), ratios(latency, integratedLatency).p50(), target{})
+	b.row("  the same, in a published checkpoint", ours.rate("/s"), published.rate("/s"), ratios(ours, published).p50(), target{})
 	return nil
 }
 

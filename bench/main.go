@@ -5,7 +5,7 @@
 //	make bench BENCHFLAGS=-quick             few rounds and small inputs: is everything still there?
 //
 // It needs root. What is compared runs in turn (A B A B …) in one process, so that the noise of the machine hits both; a
-// figure is the median and the 95th percentile. A target that is missed is shown as NOT met, and a section that can't run
+// figure is the median and the 95th percentile, a ratio the median of the rounds' own. A target that is missed is shown as NOT met, and a section that can't run
 // says why; the exit status is 1 only when a section broke. docs/benchmarks.md has the method and a full run.
 package main
 
@@ -146,6 +146,7 @@ func (b bench) section(ctx context.Context, s section) (err error) {
 		return err
 	}
 	defer os.RemoveAll(b.dir)
+	defer unmountBelow(b.dir)
 	if err := os.Chmod(b.dir, 0o755); err != nil {
 		return err
 	}
@@ -163,6 +164,16 @@ func (b bench) section(ctx context.Context, s section) (err error) {
 	}
 	fmt.Fprintf(b.out, "(%s)\n", time.Since(began).Round(time.Second))
 	return err
+}
+
+// unmountBelow unmounts what a peer that was interrupted left in a directory of ours.
+func unmountBelow(dir string) {
+	lines := strings.Split(read("/proc/self/mountinfo"), "\n")
+	for _, line := range slices.Backward(lines) {
+		if f := strings.Fields(line); len(f) > 4 && strings.HasPrefix(f[4], dir+"/") {
+			unix.Unmount(f[4], unix.MNT_DETACH)
+		}
+	}
 }
 
 func (b *bench) defers(undo func()) { b.undo = append(b.undo, undo) }

@@ -66,7 +66,7 @@ func benchPlan(ctx context.Context, b *bench) error {
 		if terraform == nil {
 			return 0
 		}
-		return peer.p50() / ours.p50()
+		return ratios(peer, ours).p50()
 	}
 	b.row(fmt.Sprintf("invar plan, whole process, %d components", count), whole.ms(), peerTime(peer), ratio(whole), limit(ratio(whole)))
 	b.row("  of which: parse, evaluate, record, digest", alone.ms(), "", 0, target{})

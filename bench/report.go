@@ -32,6 +32,15 @@ func (s sample) at(q float64) float64 {
 	return sorted[max(0, int(math.Ceil(q*float64(len(sorted))))-1)]
 }
 
+// ratios are those of the rounds: what ran one after the other had about the same machine.
+func ratios(a, b sample) sample {
+	var out sample
+	for i := range min(len(a), len(b)) {
+		out.add(a[i] / b[i])
+	}
+	return out
+}
+
 // number prints three significant digits, and whole numbers from 100 on.
 func number(v float64) string {
 	switch a := math.Abs(v); {

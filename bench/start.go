@@ -79,9 +79,9 @@ func benchStart(ctx context.Context, b *bench) error {
 		}
 	}
 	compare := func(what string, ours, peer *variant, limit target) {
-		b.row(what, ours.times.ms(), peer.times.ms(), ours.times.p50()/peer.times.p50(), limit)
+		b.row(what, ours.times.ms(), peer.times.ms(), ratios(ours.times, peer.times).p50(), limit)
 	}
-	ratio := func(a, c *variant) float64 { return a.times.p50() / c.times.p50() }
+	ratio := func(a, c *variant) float64 { return ratios(a.times, c.times).p50() }
 	compare("cold, against runc run, same isolation", cold, same, atMost(ratio(cold, same), 0.8, " ×"))
 	compare("cold, against runc run, runc's default spec", cold, bare, atMost(ratio(cold, bare), 0.8, " ×"))
 	if s.podman != nil {
