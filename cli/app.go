@@ -37,16 +37,14 @@ func (a *app) loadToLock() (*parse.Module, error) {
 
 // diagnose prints the problems and returns an error when one of them is not a warning.
 func (a *app) diagnose(diags parse.Diagnostics) error {
-	if len(diags) == 0 {
-		return nil
-	}
-	if a.output == "json" {
-		if err := a.json(diags); err != nil {
-			return err
-		}
-	} else {
+	if len(diags) > 0 {
 		fmt.Fprintln(a.Stderr, strings.TrimRight(diags.String(), "\n"))
 	}
+	return a.problems(diags)
+}
+
+// problems returns an error when one of the diagnostics is not a warning.
+func (a *app) problems(diags parse.Diagnostics) error {
 	n := 0
 	for _, d := range diags {
 		if d.Severity == parse.Error {
@@ -65,12 +63,14 @@ func (a *app) validateCommand() *cobra.Command {
 		Short: "Report every problem of the app's configuration",
 		Args:  cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
+			if a.output == "json" {
+				m, _ := parse.Load(os.DirFS(a.dir))
+				diags := append(parse.Diagnostics{}, m.Validate()...)
+				return errors.Join(a.json(diags), a.problems(diags))
+			}
 			m, err := a.load()
 			if err != nil {
 				return err
-			}
-			if a.output == "json" {
-				return nil
 			}
 			_, err = fmt.Fprintf(a.Stdout, "%s is valid for %s\n", m.App(), join(m.Environments()))
 			return err
@@ -98,7 +98,7 @@ func (a *app) fmtCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			changed := 0
+			changed := []string{}
 			for _, f := range files {
 				src, err := os.ReadFile(f)
 				if err != nil {
@@ -108,8 +108,10 @@ func (a *app) fmtCommand() *cobra.Command {
 				if string(out) == string(src) {
 					continue
 				}
-				changed++
-				fmt.Fprintln(a.Stdout, f)
+				changed = append(changed, f)
+				if a.output != "json" {
+					fmt.Fprintln(a.Stdout, f)
+				}
 				if check {
 					continue
 				}
@@ -117,10 +119,13 @@ func (a *app) fmtCommand() *cobra.Command {
 					return fmt.Errorf("formatting %s: %w", f, err)
 				}
 			}
-			if check && changed > 0 {
+			if a.output == "json" {
+				err = a.json(changed)
+			}
+			if err == nil && check && len(changed) > 0 {
 				return exit(ExitFailed, nil)
 			}
-			return nil
+			return err
 		},
 	}
 	c.Flags().BoolVar(&check, "check", false, "change nothing; exit with 1 when a file is not formatted")
@@ -161,14 +166,20 @@ route; elsewhere it writes a starter app to begin from. It never overwrites a fi
 			if err != nil {
 				return err
 			}
-			for _, f := range slices.Sorted(maps.Keys(files)) {
+			names := slices.Sorted(maps.Keys(files))
+			for _, f := range names {
 				if err := writeNew(filepath.Join(a.dir, filepath.FromSlash(f)), files[f]); err != nil {
 					return err
 				}
-				fmt.Fprintf(a.Stdout, "wrote %s\n", f)
+				if a.output != "json" {
+					fmt.Fprintf(a.Stdout, "wrote %s\n", f)
+				}
 			}
 			for _, n := range notes {
 				fmt.Fprintln(a.Stderr, n)
+			}
+			if a.output == "json" {
+				return a.json(names)
 			}
 			return nil
 		},

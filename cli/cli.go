@@ -140,8 +140,10 @@ func (a *app) root() *cobra.Command {
 		Version:       a.Version,
 		SilenceErrors: true,
 		SilenceUsage:  true,
-		Args:          cobra.NoArgs,
-		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
+
+		SuggestionsMinimumDistance: 2,
+		Args:                       cobra.NoArgs,
+		RunE:                       func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
 	root.SetIn(a.Stdin)
 	root.SetOut(a.Stdout)
@@ -174,7 +176,34 @@ func (a *app) root() *cobra.Command {
 	group(root, "proof", a.verifyCommand(), a.ledgerCommand())
 	root.AddCommand(a.tokenCommand(), a.gatewayCommand(), a.manCommand())
 	root.CompletionOptions.HiddenDefaultCmd = false
+	a.complete(root)
+	explainArgs(root)
 	return root
+}
+
+// explainArgs has every command say how it is used when its arguments are wrong.
+func explainArgs(c *cobra.Command) {
+	for _, sub := range c.Commands() {
+		explainArgs(sub)
+	}
+	check := c.Args
+	if check == nil {
+		return
+	}
+	c.Args = func(c *cobra.Command, args []string) error {
+		err := check(c, args)
+		if err == nil {
+			return nil
+		}
+		hint := c.UseLine()
+		if c.HasSubCommands() {
+			hint = c.CommandPath() + " --help"
+			if near := c.SuggestionsFor(args[0]); len(near) > 0 {
+				hint = c.CommandPath() + " " + strings.Join(near, ", or ")
+			}
+		}
+		return fault.WithHint(fault.As(fault.Invalid, err), "%s", hint)
+	}
 }
 
 func group(root *cobra.Command, id string, commands ...*cobra.Command) {

@@ -56,6 +56,9 @@ network. --stop ends and removes what it started.`,
 				return err
 			}
 			d := &demo{app: a, dir: abs}
+			if os.Geteuid() != 0 {
+				return fault.WithHint(fault.Errorf(fault.Invalid, "the demo needs root: instances are namespaces and mounts"), "sudo invar demo")
+			}
 			if stop {
 				return d.stop(c.Context())
 			}

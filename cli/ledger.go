@@ -3,6 +3,7 @@ package cli
 import (
 	"encoding/base64"
 	"fmt"
+	"io"
 	"os"
 	"strconv"
 	"strings"
@@ -152,11 +153,7 @@ func (a *app) ledgerProveCommand() *cobra.Command {
 			if a.output == "json" {
 				return a.json(p)
 			}
-			fmt.Fprintf(a.Stdout, "c2sp.org/tlog-proof@v1\nindex %d\n", p.Entry.Index)
-			for _, h := range p.Hashes {
-				fmt.Fprintln(a.Stdout, base64.StdEncoding.EncodeToString(h))
-			}
-			_, err = fmt.Fprintf(a.Stdout, "\n%s", p.Checkpoint)
+			_, err = io.WriteString(a.Stdout, p.TLogProof)
 			return err
 		},
 	}

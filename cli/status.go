@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strconv"
@@ -88,6 +89,9 @@ func renderHead(w io.Writer, st style, env api.Environment) {
 		if !r.Healthy {
 			to += "  no healthy instance"
 		}
+		if r.Trouble != "" {
+			to += "  " + r.Trouble
+		}
 		fmt.Fprintf(w, "  %s  → %s\n", r.URL, to)
 	}
 }
@@ -132,17 +136,23 @@ func instanceRows(env api.Environment) [][]string {
 		if i.Phase == "gone" {
 			continue
 		}
-		traffic := strconv.Itoa(percent[i.Component+string(i.Digest)]) + "%"
-		switch {
-		case traffic == "0%" && i.Phase == "retiring":
-			traffic = "draining"
-		case traffic == "0%" && !i.Head:
-			traffic = "warm"
-		}
 		rows = append(rows, []string{i.ID, i.Digest.Short(), strconv.Itoa(i.Generation), instanceState(i), i.Health,
-			traffic, seconds(time.Duration(i.AgeSeconds) * time.Second)})
+			trafficOf(i, percent[i.Component+string(i.Digest)]), seconds(time.Duration(i.AgeSeconds) * time.Second)})
 	}
 	return rows
+}
+
+// trafficOf is what the instance has of the traffic: its version's share, which its healthy instances have among them.
+func trafficOf(i api.Instance, percent int) string {
+	switch {
+	case i.Phase == "retiring":
+		return "draining"
+	case percent == 0 && !i.Head:
+		return "warm"
+	case percent > 0 && i.Health != "passing":
+		return "none"
+	}
+	return strconv.Itoa(percent) + "%"
 }
 
 // instanceState is what the host sees of the instance, unless the ledger knows better what becomes of it.
@@ -406,7 +416,11 @@ func (a *app) logsCommand() *cobra.Command {
 				return err
 			}
 			q := client.LogsQuery{Env: env, Component: component, Instance: id, Tail: tail, Follow: follow}
-			return cl.Logs(c.Context(), q, a.Stdout)
+			err = cl.Logs(c.Context(), q, a.Stdout)
+			if follow && errors.Is(err, context.Canceled) {
+				return nil // that is how following ends
+			}
+			return err
 		},
 	}
 	c.Flags().BoolVarP(&follow, "follow", "f", false, "go on as more is written")

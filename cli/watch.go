@@ -306,6 +306,9 @@ func describe(e api.Entry) string {
 		for _, s := range d.Shares {
 			parts = append(parts, fmt.Sprintf("%d%% %s", s.Percent, short(s.Version)))
 		}
+		if len(parts) == 0 {
+			parts = []string{"none"}
+		}
 		return "traffic  " + d.Component + " → " + strings.Join(parts, ", ")
 	case "deploy.complete":
 		return fmt.Sprintf("complete generation %d", d.Generation)
