@@ -8,10 +8,12 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"strings"
 	"sync"
 
 	godigest "github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 	"oras.land/oras-go/v2"
 	"oras.land/oras-go/v2/content"
 	"oras.land/oras-go/v2/errdef"
@@ -185,6 +187,8 @@ func transferError(err error) error {
 		return fault.As(fault.Denied, err)
 	case answer.StatusCode == http.StatusNotFound:
 		return fault.As(fault.NotFound, err)
+	case answer.StatusCode >= 500 && strings.Contains(err.Error(), unix.ENOSPC.Error()):
+		return fault.WithHint(fault.As(fault.Unavailable, err), "free space on the server's disk, then do it again; what is there stays good")
 	case answer.StatusCode >= 500:
 		return fault.As(fault.Unavailable, err)
 	}
