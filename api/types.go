@@ -152,6 +152,7 @@ type Route struct {
 	Component string `json:"component" doc:"Component that it leads to."`
 	Port      string `json:"port" doc:"Port of the component."`
 	Healthy   bool   `json:"healthy" doc:"Whether an instance is there to answer."`
+	Trouble   string `json:"trouble,omitempty" example:"listen tcp 127.0.0.1:5432: bind: address already in use" doc:"Why the gateway can't serve it."`
 }
 
 // History is the heads that an environment had.

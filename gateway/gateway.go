@@ -81,7 +81,7 @@ type Status struct {
 	HTTP     string                `json:"http"`   // address of the HTTP listener
 	HTTPS    string                `json:"https,omitempty"`
 	Active   map[instance.ID]int64 `json:"active"`             // requests and connections under way
-	Failures map[string]string     `json:"failures,omitempty"` // what of the table could not be done: listener to cause
+	Failures map[string]string     `json:"failures,omitempty"` // what of the table could not be done: "tcp/ADDRESS", "route NAME of ENV" … to cause
 	Root     string                `json:"root,omitempty"`     // path of the internal authority's root certificate
 	Draining bool                  `json:"draining,omitempty"` // it has handed over and ends when its last connection does
 }
