@@ -332,10 +332,10 @@ func (m *machine) created() map[string]bool {
 
 // rollouts changes the app's configuration and goes back, over and over.
 type rollouts struct {
-	stop   context.CancelFunc
-	done   sync.WaitGroup
-	ends   map[int]int // exit status to how often
-	odd    []string    // what those said last that ended otherwise than for want of a server
+	stop context.CancelFunc
+	done sync.WaitGroup
+	ends map[int]int // exit status to how often
+	odd  []string    // what those said last that ended otherwise than for want of a server
 }
 
 func startRollouts(ctx context.Context, m *machine) *rollouts {

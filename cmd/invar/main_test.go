@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -70,15 +71,24 @@ func TestScript(t *testing.T) {
 			e.Defer(func() { exec.Command(binary, "server", "stop", "--data", data).Run() })
 			return nil
 		},
-		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
-			"serve":   cmdServe,
-			"fetch":   cmdFetch,
-			"replace": cmdReplace,
-			"status":  cmdStatus,
-			"runhint": cmdRunHint,
-			"sqlite":  cmdSQLite,
-		},
+		Cmds: commands(),
 	})
+}
+
+type command = func(ts *testscript.TestScript, neg bool, args []string)
+
+// commands are what scripts can say beside what testscript knows.
+func commands() map[string]command {
+	all := map[string]command{
+		"serve":   cmdServe,
+		"fetch":   cmdFetch,
+		"replace": cmdReplace,
+		"status":  cmdStatus,
+		"runhint": cmdRunHint,
+		"sqlite":  cmdSQLite,
+	}
+	maps.Copy(all, badInput)
+	return all
 }
 
 func absolute(path string) string {

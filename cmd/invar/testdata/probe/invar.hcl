@@ -29,7 +29,7 @@ route "web" {
 environment "staging" {
   rollout {
     min_healthy_time = "0s"
-    healthy_deadline = "2s"
+    healthy_deadline = "30s"
     keep_warm        = "0s"
   }
 }
