@@ -180,7 +180,10 @@ func (v view) route(r release.Route) api.Route {
 	out := api.Route{
 		Name: string(r.Name), URL: urlOf(r, v.gateway), Host: r.Host, Path: r.Path, TLS: r.TLS, TCP: r.TCP,
 		Component: string(r.Component), Port: string(r.Port),
-		Trouble: cmp.Or(v.gateway.Failures["tcp/"+r.TCP], v.gateway.Failures["route "+string(r.Name)+" of "+string(v.env.Name)]),
+		Trouble: v.gateway.Failures["route "+string(r.Name)+" of "+string(v.env.Name)],
+	}
+	if r.TCP != "" {
+		out.Trouble = v.gateway.Failures["tcp/"+r.TCP]
 	}
 	for _, i := range v.env.Instances {
 		out.Healthy = out.Healthy || i.Component == r.Component && v.env.Serving(i)

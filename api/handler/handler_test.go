@@ -131,6 +131,20 @@ func TestGatewayAwayIsToldAndNoFailure(t *testing.T) {
 	}
 }
 
+// A route that the gateway can't serve says why.
+func TestRouteTellsWhatTheGatewayCouldNotDo(t *testing.T) {
+	w := newWorld(t, func(c *handler.Config) {
+		c.Gateway = func(context.Context) (gateway.Status, error) {
+			return gateway.Status{Failures: map[string]string{"route shop of staging": "no HTTPS listener", "tcp/": "of no route"}}, nil
+		}
+	})
+	w.apply("staging", "one")
+	env, err := w.local.Environment(t.Context(), "staging")
+	if err != nil || env.Routes[0].Trouble != "no HTTPS listener" {
+		t.Errorf("got %+v, %v", env.Routes, err)
+	}
+}
+
 // A plan that was saved before the head moved is refused, and nothing happens.
 func TestStalePlanIsRefused(t *testing.T) {
 	w, ctx := newWorld(t), t.Context()

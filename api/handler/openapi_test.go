@@ -23,7 +23,7 @@ var update = flag.Bool("update", false, "rewrite docs/openapi.json")
 
 const documentFile = "../../docs/openapi.json"
 
-func TestDocumentInRepositoryIsCurrent(t *testing.T) {
+func TestDocumentInRepositoryIsUpToDate(t *testing.T) {
 	got, err := build(t).handler.OpenAPI()
 	if err != nil {
 		t.Fatal(err)

@@ -149,7 +149,7 @@ func (w *world) bundle(env, greeting string) api.PlanRequest {
 	raw, err := release.EncodeBundle(b)
 	w.must(err)
 	name := w.blobs.put(raw)
-	rec, err := evaluate(w.t.Context(), bytes.NewReader([]byte(greeting)), spec.EnvName(env), b, name)
+	rec, _, err := evaluate(w.t.Context(), bytes.NewReader([]byte(greeting)), spec.EnvName(env), b, name)
 	w.must(err)
 	d, err := rec.Digest()
 	w.must(err)
@@ -157,14 +157,14 @@ func (w *world) bundle(env, greeting string) api.PlanRequest {
 }
 
 // evaluate stands for spec/parse: the sources are the greeting.
-func evaluate(_ context.Context, source io.Reader, env spec.EnvName, b release.Bundle, name digest.Digest) (release.Record, error) {
+func evaluate(_ context.Context, source io.Reader, env spec.EnvName, b release.Bundle, name digest.Digest) (release.Record, spec.EnvName, error) {
 	greeting, err := io.ReadAll(source)
 	if err != nil {
-		return release.Record{}, err
+		return release.Record{}, "", err
 	}
 	rollout := spec.DefaultRollout()
 	rollout.MinHealthyTime, rollout.MaxParallel, rollout.KeepWarm, rollout.Drain = 0, 2, 0, 0
-	return release.Evaluate(spec.App{
+	r, err := release.Evaluate(spec.App{
 		Name: b.App, Env: spec.Environment{Name: env, Rollout: rollout},
 		Components: []spec.Component{{
 			Name: "web", Image: "web", Replicas: 2, Command: []string{"/web"}, Env: map[string]string{"GREETING": string(greeting)},
@@ -173,6 +173,7 @@ func evaluate(_ context.Context, source io.Reader, env spec.EnvName, b release.B
 		}},
 		Routes: []spec.Route{{Name: "shop", Host: string(env) + ".localhost", Path: "/", To: spec.PortRef{Component: "web", Port: "http"}}},
 	}, name, b.Images)
+	return r, "", err
 }
 
 // apply plans and applies through the client, and carries the rollout out.
