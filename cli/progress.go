@@ -22,7 +22,7 @@ type progress struct {
 }
 
 func (a *app) newProgress(images []spec.Image) *progress {
-	p := &progress{app: a, live: isTerminal(a.Stderr) && a.output != "json", screen: screen{out: a.Stderr}, last: map[spec.ImageName]bake.Event{}, since: map[spec.ImageName]time.Time{}}
+	p := &progress{app: a, live: a.live(), screen: screen{out: a.Stderr}, last: map[spec.ImageName]bake.Event{}, since: map[spec.ImageName]time.Time{}}
 	for _, img := range images {
 		p.names = append(p.names, img.Name)
 	}

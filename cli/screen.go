@@ -14,6 +14,11 @@ import (
 // redrawEvery is the least time between two drawings of a screen: nobody reads faster.
 const redrawEvery = 70 * time.Millisecond
 
+// live tells whether progress can be drawn again and again, or has to go line by line.
+func (a *app) live() bool {
+	return isTerminal(a.Stderr) && a.output != "json" && a.Getenv("TERM") != "dumb"
+}
+
 // screen is a block of lines on a terminal that is drawn again over itself. It never has more lines than the terminal, nor
 // wider ones: either would make the terminal scroll, and what scrolled can't be drawn over.
 type screen struct {

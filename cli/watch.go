@@ -28,7 +28,7 @@ func (a *app) accepted(ctx context.Context, cl *client.Client, acc api.Accepted,
 		}
 		return nil
 	}
-	w := &watch{app: a, client: cl, acc: acc, started: time.Now(), live: isTerminal(a.Stderr) && a.output != "json", screen: screen{out: a.Stderr}}
+	w := &watch{app: a, client: cl, acc: acc, started: time.Now(), live: a.live(), screen: screen{out: a.Stderr}}
 	err := w.run(ctx)
 	if a.output == "json" && w.env.Name != "" {
 		if jerr := a.json(w.env); err == nil {
