@@ -1,12 +1,15 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
+	"os"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -160,7 +163,7 @@ type move struct {
 	all      sample // until the last answer of an old one: the new instances have the traffic
 	complete sample // until the rollout's end was in the ledger
 	inLedger sample // from the head's entry to that of the newest shift of traffic, by their times
-	switched sample // from the head's entry until the last answer of an old one
+	switched sample // from the head's entry until the gateway began the last request that it gave to an old one
 }
 
 func benchApply(ctx context.Context, b *bench) error {
@@ -210,9 +213,10 @@ func benchApply(ctx context.Context, b *bench) error {
 	b.row("  asked → first answer of a new instance", apply.first.ms(), "", 0, target{})
 	b.row("  asked → rollout complete in the ledger", apply.complete.ms(), "", 0, target{})
 	b.row("  head's entry → traffic shifted, by the ledger", apply.inLedger.ms(), "", 0, target{})
+	b.row("  head's entry → last request that an old instance gets, by the access log", apply.switched.ms(), "", 0, target{})
 	b.row("  the whole command `invar apply`, start to exit", whole.ms(), "", 0, target{})
 	b.row("rollback: head's entry → traffic shifted, by the ledger", rollback.inLedger.ms(), "", 0, atMost(rollback.inLedger.p50(), 10, " ms"))
-	b.row("  head's entry → last answer of a new instance", rollback.switched.ms(), "", 0, atMost(rollback.switched.p50(), 10, " ms"))
+	b.row("  head's entry → last request that a new instance gets, by the access log", rollback.switched.ms(), "", 0, atMost(rollback.switched.p50(), 10, " ms"))
 	b.row("  asked → last answer of a new instance", rollback.all.ms(), "", 0, target{})
 	b.row("failed requests", fmt.Sprint(v.failed.Load()), "", 0, atMost(float64(v.failed.Load()), 0, ""))
 	return nil
@@ -311,6 +315,7 @@ func (a *applier) command(ctx context.Context, heading string, took *sample) err
 // move asks for a new head and measures what follows.
 func (a *applier) move(ctx context.Context, m *move, before, after string, ask func() (api.Accepted, error)) error {
 	a.forget(after)
+	from := max(0, a.accessLogSize()-1<<20)
 	asked := time.Now()
 	accepted, err := ask()
 	if err != nil {
@@ -332,7 +337,11 @@ func (a *applier) move(ctx context.Context, m *move, before, after string, ask f
 		return err
 	}
 	head := entries.Entries[0].Time
-	m.switched.took(last.Sub(head))
+	given, err := a.lastGiven(ctx, asked, from)
+	if err != nil {
+		return err
+	}
+	m.switched.took(given.Sub(head))
 	for i := len(entries.Entries) - 1; i >= 0; i-- {
 		if e := entries.Entries[i]; e.Kind == "traffic.shift" {
 			m.inLedger.took(e.Time.Sub(head))
@@ -340,6 +349,65 @@ func (a *applier) move(ctx context.Context, m *move, before, after string, ask f
 		}
 	}
 	return nil
+}
+
+func (a *applier) accessLog() string { return filepath.Join(a.data, "gateway", "log", "access.log") }
+
+func (a *applier) accessLogSize() int64 {
+	info, err := os.Stat(a.accessLog())
+	if err != nil {
+		return 0
+	}
+	return info.Size()
+}
+
+// lastGiven reads in the gateway's access log, from a place on, when the last request began that went to an instance which had traffic
+// before the change was asked for. It is what the switch took, whatever the answers took on a busy machine.
+func (a *applier) lastGiven(ctx context.Context, asked time.Time, from int64) (last time.Time, err error) {
+	select {
+	case <-time.After(500 * time.Millisecond): // the log is written some tenths of a second later
+	case <-ctx.Done():
+		return last, ctx.Err()
+	}
+	if a.accessLogSize() < from {
+		from = 0 // it was put aside, and begun anew
+	}
+	f, err := os.Open(a.accessLog())
+	if err != nil {
+		return last, err
+	}
+	defer f.Close()
+	if _, err := f.Seek(from, io.SeekStart); err != nil {
+		return last, err
+	}
+	old := map[string]bool{}
+	var lines []accessLine
+	for scan := bufio.NewScanner(f); scan.Scan(); {
+		var l accessLine
+		if json.Unmarshal(scan.Bytes(), &l) == nil && l.Instance != "" { // the first line may be half a line
+			lines = append(lines, l)
+		}
+	}
+	for _, l := range lines {
+		if before := asked.Sub(l.Time); before > 0 && before < 100*time.Millisecond {
+			old[l.Instance] = true
+		}
+	}
+	for _, l := range lines {
+		if old[l.Instance] && l.Time.After(last) {
+			last = l.Time
+		}
+	}
+	if len(old) == 0 {
+		return last, fmt.Errorf("the access log has no request before the change")
+	}
+	return last, nil
+}
+
+// accessLine is what is read of a line of the access log.
+type accessLine struct {
+	Time     time.Time `json:"time"`
+	Instance string    `json:"instance"`
 }
 
 // completed waits for the end of the rollout.

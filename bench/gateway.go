@@ -25,16 +25,18 @@ const (
 	connections  = 64
 )
 
-// load is one run of wrk: requests per second, and latencies in milliseconds.
-type load struct{ rate, p50, p99 float64 }
+// load is one run of wrk: requests per second, latencies in milliseconds, and the processor time of the proxy for a request in
+// microseconds, which says more than the rate when others use the machine.
+type load struct{ rate, p50, p99, cpu float64 }
 
 // loads collects them.
-type loads struct{ rate, p50, p99 sample }
+type loads struct{ rate, p50, p99, cpu sample }
 
 func (l *loads) add(one load) {
 	l.rate.add(one.rate)
 	l.p50.add(one.p50)
 	l.p99.add(one.p99)
+	l.cpu.add(one.cpu)
 }
 
 // benchGateway has one backend, on the host's loopback, for all. Ours enters a network namespace for each connection to it, as it
@@ -59,28 +61,33 @@ func benchGateway(ctx context.Context, b *bench) error {
 	if _, _, err := b.background(ctx, server, strconv.Itoa(backend)); err != nil {
 		return err
 	}
-	caddyAt, err := b.startCaddy(ctx, caddy, backend)
+	pids := map[string]int{}
+	caddyAt, caddyPID, err := b.startCaddy(ctx, caddy, backend)
 	if err != nil {
 		return err
 	}
-	logged, err := b.startGateway(ctx, "logged", backend, false)
+	logged, loggedPID, err := b.startGateway(ctx, "logged", backend, false)
 	if err != nil {
 		return err
 	}
-	unlogged, err := b.startGateway(ctx, "unlogged", backend, true)
+	unlogged, unloggedPID, err := b.startGateway(ctx, "unlogged", backend, true)
 	if err != nil {
 		return err
 	}
+	pids[caddyAt], pids[logged], pids[unlogged] = caddyPID, loggedPID, unloggedPID
 	direct := net.JoinHostPort("127.0.0.1", strconv.Itoa(backend))
 	b.note("peer: Caddy %s, reverse_proxy, its access log off, as it is unless told otherwise; wrk, %d connections, one thread", caddyVersion, connections)
 	results := map[string]*loads{}
 	targets := []string{logged, caddyAt, unlogged, direct}
 	for round := range b.pick(6, 2) + 1 {
 		for _, at := range targets {
-			one, err := runWrk(ctx, wrk, at, time.Duration(b.pick(3, 1))*time.Second)
+			lasts := time.Duration(b.pick(3, 1)) * time.Second
+			before := processorTime(pids[at])
+			one, err := runWrk(ctx, wrk, at, lasts)
 			if err != nil {
 				return err
 			}
+			one.cpu = float64((processorTime(pids[at]) - before).Microseconds()) / (one.rate * lasts.Seconds())
 			if results[at] == nil {
 				results[at] = &loads{}
 			}
@@ -94,6 +101,7 @@ func benchGateway(ctx context.Context, b *bench) error {
 		ours := results[v.at]
 		ratio := ratios(ours.rate, peer.rate).p50()
 		b.row("throughput, "+v.what, ours.rate.rate("/s"), peer.rate.rate("/s"), ratio, atLeast(ratio, 1.3, " ×"))
+		b.row("  processor time of a request", ours.cpu.rate("µs"), peer.cpu.rate("µs"), ratios(ours.cpu, peer.cpu).p50(), target{})
 		b.row("  p99 of a request", ours.p99.rate("ms"), peer.p99.rate("ms"), ratios(ours.p99, peer.p99).p50(), target{})
 	}
 	b.row("the backend without a proxy", "", results[direct].rate.rate("/s"), 0, target{})
@@ -109,34 +117,47 @@ func freePort() (int, error) {
 	return l.Addr().(*net.TCPAddr).Port, nil
 }
 
-func (b *bench) startCaddy(ctx context.Context, caddy string, backend int) (string, error) {
+// processorTime is what a process has used so far: proc_pid_stat(5), in ticks of 10 ms.
+func processorTime(pid int) time.Duration {
+	_, rest, _ := strings.Cut(read(fmt.Sprintf("/proc/%d/stat", pid)), ") ")
+	var ticks time.Duration
+	if f := strings.Fields(rest); len(f) > 12 {
+		user, _ := strconv.Atoi(f[11])
+		system, _ := strconv.Atoi(f[12])
+		ticks = time.Duration(user + system)
+	}
+	return ticks * 10 * time.Millisecond
+}
+
+func (b *bench) startCaddy(ctx context.Context, caddy string, backend int) (at string, pid int, err error) {
 	port, err := freePort()
 	if err != nil {
-		return "", err
+		return "", 0, err
 	}
 	file := filepath.Join(b.dir, "Caddyfile")
 	text := fmt.Sprintf("{\n\tadmin off\n\tauto_https off\n\tpersist_config off\n\tstorage file_system %s\n}\nhttp://:%d {\n\tbind 127.0.0.1\n\treverse_proxy 127.0.0.1:%d\n}\n",
 		filepath.Join(b.dir, "caddy"), port, backend)
 	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
-		return "", err
+		return "", 0, err
 	}
-	if _, _, err := b.background(ctx, caddy, "run", "--config", file, "--adapter", "caddyfile"); err != nil {
-		return "", err
+	cmd, _, err := b.background(ctx, caddy, "run", "--config", file, "--adapter", "caddyfile")
+	if err != nil {
+		return "", 0, err
 	}
-	at := net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
-	return at, answers(ctx, at)
+	at = net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
+	return at, cmd.Process.Pid, answers(ctx, at)
 }
 
 // startGateway starts the gateway as the server does, as a process of its own, with a table of one route.
-func (b *bench) startGateway(ctx context.Context, name string, backend int, noLog bool) (string, error) {
+func (b *bench) startGateway(ctx context.Context, name string, backend int, noLog bool) (at string, pid int, err error) {
 	dir := filepath.Join(b.dir, name)
 	if err := os.Mkdir(dir, 0o700); err != nil {
-		return "", err
+		return "", 0, err
 	}
 	config := proxy.Config{Dir: dir, HTTP: "127.0.0.1:0", Version: "bench", NoAccessLog: noLog}
 	g, err := proxy.Supervise(ctx, config, []string{b.invar(), "gateway"})
 	if err != nil {
-		return "", err
+		return "", 0, err
 	}
 	b.defers(func() { g.Stop(context.Background()) })
 	const host = instance.ID("host")
@@ -146,13 +167,13 @@ func (b *bench) startGateway(ctx context.Context, name string, backend int, noLo
 		HTTP:     []gateway.Route{{Env: "bench", Name: spec.RouteName("web"), Host: "127.0.0.1", Path: "/", Service: "bench/web/http"}},
 	}
 	if err := g.Apply(ctx, table); err != nil {
-		return "", err
+		return "", 0, err
 	}
 	status, err := g.Status(ctx)
 	if err != nil {
-		return "", err
+		return "", 0, err
 	}
-	return status.HTTP, answers(ctx, status.HTTP)
+	return status.HTTP, status.PID, answers(ctx, status.HTTP)
 }
 
 // invar is the program as make built it.
