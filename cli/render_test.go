@@ -65,8 +65,11 @@ func TestRendering(t *testing.T) {
 	env := example(time.Now())
 	for name, render := range map[string]func(io.Writer){
 		"environment": func(w io.Writer) { renderEnvironment(w, style{}, env) },
-		"versions":    func(w io.Writer) { renderVersions(w, env) },
-		"plan":        func(w io.Writer) { new(app).renderPlan(w, style{}, examplePlan()) },
+		"destroyed": func(w io.Writer) {
+			renderEnvironment(w, style{}, api.Environment{EnvironmentSummary: api.EnvironmentSummary{Name: "prod", Generation: 3, State: api.Completed, By: "local:alice", At: time.Now().Add(-time.Hour)}})
+		},
+		"versions": func(w io.Writer) { renderVersions(w, env) },
+		"plan":     func(w io.Writer) { new(app).renderPlan(w, style{}, examplePlan()) },
 		"nothing": func(w io.Writer) {
 			new(app).renderPlan(w, style{}, api.Plan{Env: "prod", BaseGeneration: 3, BaseRelease: named("release")})
 		},

@@ -83,6 +83,8 @@ func renderHead(w io.Writer, st style, env api.Environment) {
 			fmt.Fprintf(w, ": %s", env.Reason)
 		}
 		fmt.Fprintln(w)
+	} else {
+		fmt.Fprintf(w, "  destroyed by %s, %s ago; invar rollback %s brings the last release back\n", orDash(env.By), age(env.At), env.Name)
 	}
 	for _, r := range env.Routes {
 		to := r.Component + "." + r.Port

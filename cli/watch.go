@@ -156,7 +156,7 @@ func unlessAway(err error) error {
 }
 
 // ends tells whether an entry of the kind can end a rollout.
-func ends(kind string) bool { return strings.HasPrefix(kind, "deploy.") || kind == "instance.gone" }
+func ends(kind string) bool { return strings.HasPrefix(kind, "deploy.") }
 
 // look reads the environment, draws it, and tells whether the rollout has ended, and how.
 func (w *watch) look(ctx context.Context) (done bool, err error) {
@@ -186,7 +186,11 @@ func (w *watch) ended(ctx context.Context, env api.Environment) error {
 			"%s shows what it wrote; invar rollback %s goes back", w.logsOf(ctx), env.Name)
 	}
 	took := time.Since(w.started).Round(10 * time.Millisecond)
-	fmt.Fprintf(w.Stderr, "%s %s is generation %d, release %s, after %s\n", w.style().good("done:"), env.Name, env.Generation, orDash(env.Release.Short()), took)
+	what := "release " + env.Release.Short()
+	if env.Release == "" {
+		what = "which runs nothing"
+	}
+	fmt.Fprintf(w.Stderr, "%s %s is generation %d, %s, after %s\n", w.style().good("done:"), env.Name, env.Generation, what, took)
 	for _, r := range env.Routes {
 		fmt.Fprintf(w.Stderr, "  %s\n", r.URL)
 	}
