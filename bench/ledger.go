@@ -200,13 +200,14 @@ func (b *bench) verifies(ctx context.Context, entries, group int64, limit float6
 		return err
 	}
 	runtime.GC()
-	var took sample
+	var took, processor sample
 	for range b.pick(5, 2) {
-		began := time.Now()
+		began, before := time.Now(), processorTime(os.Getpid())
 		if err := verify(ctx, dir, vkey, entries); err != nil {
 			return err
 		}
 		took.since(began)
+		processor.took(processorTime(os.Getpid()) - before)
 	}
 	what := fmt.Sprintf("verify %s entries, %d a checkpoint", number(float64(entries)), group)
 	t := target{}
@@ -214,6 +215,7 @@ func (b *bench) verifies(ctx context.Context, entries, group int64, limit float6
 		t = atMost(took.p50(), limit, " ms")
 	}
 	b.row(what, took.ms(), "", 0, t)
+	b.row("  processor time of that, all cores", processor.ms(), "", 0, target{})
 	return nil
 }
 
