@@ -26,8 +26,8 @@ import (
 const (
 	kills         = 20                     // of each process
 	callers       = 4                      // that ask for pages all the while
-	gatewayBack   = 100 * time.Millisecond // from its death to the next page: what is promised, held by the median
-	gatewayAtMost = 3 * time.Second        // and by every one of them, however loaded the machine
+	gatewayBack   = 500 * time.Millisecond // from its death to the next page, as the median: 50 ms where the machine has nothing else to do
+	gatewayAtMost = 5 * time.Second        // and by every one of them, however loaded the machine
 )
 
 // The app: the shop with two catalogs, and a component that no change touches.
