@@ -82,6 +82,7 @@ func commands() map[string]command {
 	all := map[string]command{
 		"serve":   cmdServe,
 		"fetch":   cmdFetch,
+		"post":    cmdPost,
 		"replace": cmdReplace,
 		"status":  cmdStatus,
 		"runhint": cmdRunHint,
@@ -238,6 +239,20 @@ func cmdFetch(ts *testscript.TestScript, neg bool, args []string) {
 	ok := resp.StatusCode == 200 && (len(args) < 2 || strings.Contains(string(body), args[1]))
 	if ok == neg {
 		ts.Fatalf("fetch %s: %s\n%s", args[0], resp.Status, body)
+	}
+}
+
+// post HOST/PATH BODY sends a request through the gateway; it must be 201.
+func cmdPost(ts *testscript.TestScript, neg bool, args []string) {
+	host, path, _ := strings.Cut(args[0], "/")
+	req, err := http.NewRequest("POST", "http://"+ts.Getenv("GATEWAY")+"/"+path, strings.NewReader(args[1]))
+	ts.Check(err)
+	req.Host = host
+	resp, err := http.DefaultClient.Do(req)
+	ts.Check(err)
+	resp.Body.Close()
+	if (resp.StatusCode == 201) == neg {
+		ts.Fatalf("post %s: %s", args[0], resp.Status)
 	}
 }
 
