@@ -59,21 +59,23 @@ func (w *watch) run(ctx context.Context) error {
 	if w.live {
 		return w.runLive(ctx)
 	}
+	missed := false // the server went away when it was asked how the rollout ended: ask again, though no entry may follow
 	for ev, err := range w.events(ctx) {
 		if err != nil {
 			return w.lost(err)
 		}
-		if ev.Entry == nil {
+		if ev.Entry != nil {
+			w.remember(*ev.Entry)
+			w.line(*ev.Entry)
+		}
+		if !missed && (ev.Entry == nil || !ends(ev.Entry.Kind)) {
 			continue
 		}
-		w.remember(*ev.Entry)
-		w.line(*ev.Entry)
-		if !ends(ev.Entry.Kind) {
-			continue
-		}
-		if done, err := w.look(ctx); done || unlessAway(err) != nil {
+		done, err := w.look(ctx)
+		if done || unlessAway(err) != nil {
 			return err
 		}
+		missed = err != nil
 	}
 	return ctx.Err()
 }
