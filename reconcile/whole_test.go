@@ -246,10 +246,10 @@ func (s *server) apply(v string) error {
 }
 
 // evaluate makes a release of a version, which is all that the sources have in them.
-func evaluate(_ context.Context, source io.Reader, env spec.EnvName, _ release.Bundle, name digest.Digest) (release.Record, error) {
+func evaluate(_ context.Context, source io.Reader, env spec.EnvName, _ release.Bundle, name digest.Digest) (release.Record, spec.EnvName, error) {
 	v, err := io.ReadAll(source)
 	if err != nil {
-		return release.Record{}, err
+		return release.Record{}, "", err
 	}
 	r := app(fast, "web×2="+string(v)+" >db", "db×1=a*")
 	r.Env, r.Bundle = env, name
@@ -258,7 +258,7 @@ func evaluate(_ context.Context, source io.Reader, env spec.EnvName, _ release.B
 		c.Image, c.Root = digest.Of(manifest), digest.Of([]byte("root"))
 		c.Resources, c.StopSignal, c.StopMillis = release.Resources{MemoryBytes: 512 << 20, PIDs: 512}, "SIGTERM", 10_000
 	}
-	return r, nil
+	return r, "", nil
 }
 
 // audit checks what must be at the end.
