@@ -185,7 +185,7 @@ func (w *watch) ended(ctx context.Context, env api.Environment) error {
 	w.screen.leave()
 	if env.State == api.Failed {
 		return fault.WithHint(fmt.Errorf("generation %d failed: %s", env.Generation, env.Cause),
-			"%s shows what it wrote; invar rollback %s goes back", w.logsOf(ctx), env.Name)
+			"%s shows what it wrote; invar rollback %s goes back", w.logs(), env.Name)
 	}
 	took := time.Since(w.started).Round(10 * time.Millisecond)
 	what := "release " + env.Release.Short()
@@ -213,7 +213,7 @@ func (w *watch) movedOn(ctx context.Context) (bool, error) {
 		if g.Outcome == api.Failed {
 			return true, exit(ExitReverted, fault.WithHint(
 				fmt.Errorf("generation %d failed and was reverted: %s", g.Number, g.Cause),
-				"%s shows what it wrote; %s runs generation %d", w.logsOf(ctx), w.acc.Env, w.env.Generation))
+				"%s shows what it wrote; %s runs generation %d", w.logs(), w.acc.Env, w.env.Generation))
 		}
 		return true, fault.Errorf(fault.Conflict, "generation %d was %s: another change came before it ended; %s is generation %d now", g.Number, g.Outcome, w.acc.Env, w.env.Generation)
 	}
