@@ -325,12 +325,24 @@ func (d *demo) summary(took time.Duration) {
 	fmt.Fprintf(d.Stderr, `
 Try it yourself:
 
-  export INVAR_SERVER=%s
+%s  export INVAR_SERVER=%s
   invar status %s
   invar logs %s/web
   $EDITOR %s && invar -C %s apply %s
   invar demo --stop%s
-`, d.app.server, demoEnv, demoEnv, d.rel(filepath.Join(d.source(), "invar.hcl")), d.rel(d.source()), demoEnv, elsewhere)
+`, pathHint(), d.app.server, demoEnv, demoEnv, d.rel(filepath.Join(d.source(), "invar.hcl")), d.rel(d.source()), demoEnv, elsewhere)
+}
+
+// pathHint makes "invar" this program, where the shell would not find it.
+func pathHint() string {
+	self, err := os.Executable()
+	if err != nil {
+		return ""
+	}
+	if found, err := exec.LookPath("invar"); err == nil && found == self {
+		return ""
+	}
+	return fmt.Sprintf("  export PATH=%s:$PATH\n", filepath.Dir(self))
 }
 
 // rel is a path as a user would type it here.
