@@ -338,6 +338,9 @@ type rollouts struct {
 	odd  []string    // what those said last that ended otherwise than for want of a server
 }
 
+// nothingToGoBackTo is what a rollback says, rightly, when kills kept every change since the first from reaching the server.
+const nothingToGoBackTo = "no earlier generation completed with another release"
+
 func startRollouts(ctx context.Context, m *machine) *rollouts {
 	ctx, stop := context.WithCancel(ctx)
 	r := &rollouts{stop: stop, ends: map[int]int{}}
@@ -349,7 +352,7 @@ func startRollouts(ctx context.Context, m *machine) *rollouts {
 				status = e.ExitCode()
 			}
 			r.ends[status]++
-			if status != 0 && !strings.Contains(out, "the server") {
+			if status != 0 && !strings.Contains(out, "the server") && !strings.Contains(out, nothingToGoBackTo) {
 				r.odd = append(r.odd, fmt.Sprintf("exit status %d:\n%s", status, out))
 			}
 		}

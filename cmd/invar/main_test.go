@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -113,13 +114,31 @@ func goEnv(name string) string {
 type daemon struct {
 	data    string
 	cmd     *exec.Cmd
-	log     *bytes.Buffer
+	log     *output
 	gateway string
+}
+
+// output is what a process says, to be read while it speaks.
+type output struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.b.Write(p)
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.b.String()
 }
 
 // startServer starts a server on data and waits until it answers.
 func startServer(data string, env []string, flags ...string) (*daemon, error) {
-	s := &daemon{data: data, log: new(bytes.Buffer)}
+	s := &daemon{data: data, log: new(output)}
 	args := append([]string{"server", "--data", data, "--listen", "", "--gateway", "127.0.0.1:0", "--gateway-tls", ""}, flags...)
 	s.cmd = exec.Command(binary, args...)
 	s.cmd.Env = env
