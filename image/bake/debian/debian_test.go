@@ -202,3 +202,22 @@ func TestPackDependsOnContentAlone(t *testing.T) {
 		t.Errorf("entries (-want +got):\n%s", diff)
 	}
 }
+
+// Another build's workspace is left alone while it is in use, whatever time a package gave its root.
+func TestWorkspaceInUseIsNotStale(t *testing.T) {
+	dir := t.TempDir()
+	old := time.Now().AddDate(-2, 0, 0)
+	if err := os.Chtimes(dir, old, old); err != nil {
+		t.Fatal(err)
+	}
+	if isStale(dir, time.Now()) {
+		t.Error("a directory that was just made is stale")
+	}
+	if !isStale(dir, time.Now().Add(25*time.Hour)) {
+		t.Error("a directory that nothing happened to for a day is not stale")
+	}
+	removeStale(dir)
+	if _, err := os.Stat(dir); err != nil {
+		t.Errorf("it was removed: %v", err)
+	}
+}

@@ -95,11 +95,21 @@ func removeStale(patterns ...string) {
 	for _, pattern := range patterns {
 		names, _ := filepath.Glob(pattern) // fails for malformed patterns alone
 		for _, name := range names {
-			if fi, err := os.Lstat(name); err == nil && fi.IsDir() && time.Since(fi.ModTime()) > 24*time.Hour {
+			if isStale(name, time.Now()) {
 				os.RemoveAll(name)
 			}
 		}
 	}
+}
+
+// isStale tells whether a directory is ours and nothing about it has changed for a day. That is its change time, which the kernel
+// keeps: its modification time is what a package's archive says of "/", often years ago.
+func isStale(name string, now time.Time) bool {
+	var st unix.Stat_t
+	if err := unix.Lstat(name, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFDIR || int(st.Uid) != os.Geteuid() {
+		return false
+	}
+	return now.Sub(time.Unix(st.Ctim.Unix())) > 24*time.Hour
 }
 
 // memory is where Linux systems have a tmpfs for POSIX shared memory.
