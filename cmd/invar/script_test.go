@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -128,7 +129,9 @@ func cmdBetween(ts *testscript.TestScript, neg bool, args []string) {
 			r.Out.Header.Set(api.HeaderLevel, fmt.Sprint(api.Level+1))
 			r.Out.Header.Set(api.HeaderVersion, "99.0.0")
 		},
-		Transport: &http.Transport{Dial: func(string, string) (net.Conn, error) { return net.Dial("unix", socket) }},
+		Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", socket)
+		}},
 	}
 	handlers := map[string]http.Handler{"newer-client": proxy, "newer-server": http.HandlerFunc(newerServer)}
 	l, err := net.Listen("unix", ts.MkAbs(args[0]+".sock"))
