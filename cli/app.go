@@ -212,11 +212,7 @@ func (a *app) lockCommand() *cobra.Command {
 Keep the file in version control: two machines with the same lock build the same images.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			m, images, err := a.images(a.loadToLock)
-			if err != nil {
-				return err
-			}
-			req, err := a.request(m, images)
+			m, req, err := a.request(a.loadToLock)
 			if err != nil {
 				return err
 			}
@@ -240,11 +236,7 @@ func (a *app) buildCommand() *cobra.Command {
 give the same digests on any machine.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			m, images, err := a.images(a.loadToLock)
-			if err != nil {
-				return err
-			}
-			req, err := a.request(m, images)
+			m, req, err := a.request(a.loadToLock)
 			if err != nil {
 				return err
 			}
@@ -302,12 +294,17 @@ func (a *app) cache() (store *registry.Store, roots string, err error) {
 	return store, filepath.Join(base, "roots"), err
 }
 
-func (a *app) request(m *parse.Module, images []spec.Image) (bake.Request, error) {
+// request asks to bake the images of the app's directory, which load reads.
+func (a *app) request(load func() (*parse.Module, error)) (*parse.Module, bake.Request, error) {
+	m, images, err := a.images(load)
+	if err != nil {
+		return nil, bake.Request{}, err
+	}
 	store, roots, err := a.cache()
 	if err != nil {
-		return bake.Request{}, err
+		return nil, bake.Request{}, err
 	}
-	return bake.Request{Dir: a.dir, Images: images, Lock: m.Lock(), Store: store, Roots: roots}, nil
+	return m, bake.Request{Dir: a.dir, Images: images, Lock: m.Lock(), Store: store, Roots: roots}, nil
 }
 
 // bake bakes with progress, and writes the lock when it has changed.
@@ -333,7 +330,7 @@ func (a *app) bake(ctx context.Context, m *parse.Module, req bake.Request) (map[
 
 // plan makes the release for env, brings it to the server, and asks what applying it would do.
 func (a *app) plan(ctx context.Context, env spec.EnvName) (api.Plan, error) {
-	m, images, err := a.images(a.load)
+	m, req, err := a.request(a.load)
 	if err != nil {
 		return api.Plan{}, err
 	}
@@ -346,10 +343,6 @@ func (a *app) plan(ctx context.Context, env spec.EnvName) (api.Plan, error) {
 		return api.Plan{}, err
 	}
 	if _, err := cl.Server(ctx); err != nil { // before minutes of building
-		return api.Plan{}, err
-	}
-	req, err := a.request(m, images)
-	if err != nil {
 		return api.Plan{}, err
 	}
 	req.Frozen = true
