@@ -1,0 +1,103 @@
+// Package identity is what authentication yields: who somebody has proven to be, and by what. It says nothing of
+// what they may do; the platform's definition maps an identity to a principal.
+package identity
+
+import (
+	"encoding/json"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Method is how an identity was proven.
+type Method string
+
+// The methods.
+const (
+	Local Method = "local" // peer credentials of the unix socket (SO_PEERCRED, unix(7))
+	SSH   Method = "ssh"   // a signature by an SSH key
+	OIDC  Method = "oidc"  // a token of an OpenID provider
+	Token Method = "token" // one of the server's own tokens
+)
+
+// Identity is who somebody has proven to be. Which fields are set depends on the method.
+type Identity struct {
+	Method    Method
+	Name      string         // user name; key fingerprint "SHA256:…"; the token's subject; the token's name
+	Key       string         // ssh: the public key as in authorized_keys, without comment
+	Issuer    string         // oidc: the provider's URL
+	Claims    map[string]any // oidc: as decoded from JSON
+	ExpiresAt time.Time      // zero: it does not by itself
+}
+
+// MatchClaims reports whether the claims satisfy the rule: each claim that it names must be there and have one of the
+// values, in which "*" stands for any number of characters. A claim that is a list needs one element that matches. Numbers and
+// booleans are compared by their JSON. A name with dots reaches into objects, unless a claim has that very name. A rule
+// without claims matches nothing.
+func MatchClaims(rule map[string][]string, claims map[string]any) bool {
+	if len(rule) == 0 {
+		return false
+	}
+	for name, values := range rule {
+		claim, ok := lookup(claims, name)
+		if !ok || !matchClaim(values, claim) {
+			return false
+		}
+	}
+	return true
+}
+
+func lookup(claims map[string]any, name string) (any, bool) {
+	if v, ok := claims[name]; ok {
+		return v, true
+	}
+	head, rest, dotted := strings.Cut(name, ".")
+	inner, ok := claims[head].(map[string]any)
+	if !dotted || !ok {
+		return nil, false
+	}
+	return lookup(inner, rest)
+}
+
+func matchClaim(values []string, claim any) bool {
+	if list, ok := claim.([]any); ok {
+		return slices.ContainsFunc(list, func(e any) bool { return matchValue(values, e) })
+	}
+	return matchValue(values, claim)
+}
+
+func matchValue(values []string, claim any) bool {
+	var text string
+	switch v := claim.(type) {
+	case string:
+		text = v
+	case bool, float64, json.Number, int, int64:
+		b, err := json.Marshal(v)
+		if err != nil {
+			return false
+		}
+		text = string(b)
+	default:
+		return false
+	}
+	return slices.ContainsFunc(values, func(pattern string) bool { return Glob(pattern, text) })
+}
+
+// Glob reports whether the text matches the pattern, in which "*" stands for any number of characters and everything
+// else for itself.
+func Glob(pattern, text string) bool {
+	first, rest, wild := strings.Cut(pattern, "*")
+	if !wild {
+		return pattern == text
+	}
+	text, ok := strings.CutPrefix(text, first)
+	for ok {
+		var part string
+		part, rest, wild = strings.Cut(rest, "*")
+		if !wild {
+			return strings.HasSuffix(text, part)
+		}
+		_, text, ok = strings.Cut(text, part)
+	}
+	return false
+}
