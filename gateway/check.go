@@ -41,7 +41,7 @@ func (t Table) Canonical() Table {
 		return cmp.Or(cmp.Compare(a.Host, b.Host), cmp.Compare(len(b.Path), len(a.Path)), cmp.Compare(a.Path, b.Path))
 	})
 	t.TCP = sorted(t.TCP, byAddress)
-	t.Inside = sorted(t.Inside, func(a, b Inside) int { return cmp.Compare(a.Instance, b.Instance) })
+	t.Inside = slices.Clone(sorted(t.Inside, func(a, b Inside) int { return cmp.Compare(a.Instance, b.Instance) }))
 	for i, in := range t.Inside {
 		t.Inside[i].Uses = sorted(in.Uses, byAddress)
 	}
@@ -50,12 +50,24 @@ func (t Table) Canonical() Table {
 
 func byAddress(a, b Listen) int { return cmp.Compare(a.Address, b.Address) }
 
+// sorted returns the list in order, equals as they were; it may be the list itself, which is never changed. Places are sorted, not the
+// elements: to move those is what costs most in a long list.
 func sorted[T any](list []T, by func(a, b T) int) []T {
 	if len(list) == 0 {
 		return nil
 	}
-	out := slices.Clone(list)
-	slices.SortStableFunc(out, by)
+	if slices.IsSortedFunc(list, by) {
+		return list
+	}
+	places := make([]int, len(list))
+	for i := range places {
+		places[i] = i
+	}
+	slices.SortFunc(places, func(i, j int) int { return cmp.Or(by(list[i], list[j]), cmp.Compare(i, j)) })
+	out := make([]T, len(list))
+	for to, from := range places {
+		out[to] = list[from]
+	}
 	return out
 }
 

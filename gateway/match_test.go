@@ -137,6 +137,27 @@ func TestAllow(t *testing.T) {
 	}
 }
 
+func TestCanonicalSortsACopyAndKeepsEqualsAsTheyWere(t *testing.T) {
+	given := Table{
+		HTTP:   []Route{{Host: "b", Path: "/"}, {Host: "a", Path: "/", Name: "first"}, {Host: "a", Path: "/api"}, {Host: "a", Path: "/", Name: "second"}},
+		Inside: []Inside{{Instance: "b", Uses: []Listen{{Address: "127.0.0.2:2"}, {Address: "127.0.0.2:1"}}}, {Instance: "a"}},
+	}
+	want := Table{
+		HTTP:   []Route{{Host: "a", Path: "/api"}, {Host: "a", Path: "/", Name: "first"}, {Host: "a", Path: "/", Name: "second"}, {Host: "b", Path: "/"}},
+		Inside: []Inside{{Instance: "a"}, {Instance: "b", Uses: []Listen{{Address: "127.0.0.2:1"}, {Address: "127.0.0.2:2"}}}},
+	}
+	got := given.Canonical()
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+	if given.HTTP[0].Host != "b" || given.Inside[0].Instance != "b" || given.Inside[0].Uses[0].Address != "127.0.0.2:2" {
+		t.Errorf("the table that was given has changed: %v", given)
+	}
+	if diff := cmp.Diff(got, got.Canonical()); diff != "" {
+		t.Errorf("not the same again: %s", diff)
+	}
+}
+
 func TestCheckNamesEverythingThatIsWrong(t *testing.T) {
 	bad := Table{
 		Backends: []Backend{{"a", ""}, {"b", "/n"}, {"b", "/n"}},

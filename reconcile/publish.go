@@ -130,7 +130,8 @@ func (p *publisher) run(ctx context.Context) {
 	for ctx.Err() == nil {
 		select {
 		case <-p.dirty:
-			p.publish(ctx)
+			// Joining is in proportion to all parts: leave two thirds of the time to those who make them.
+			sleep(ctx, 2*p.publish(ctx))
 		case <-p.drain:
 			if !often {
 				often = true
@@ -167,21 +168,23 @@ func (p *publisher) adopt(ctx context.Context) bool {
 	return false
 }
 
-// publish puts the table of all parts into force, however long that takes.
-func (p *publisher) publish(ctx context.Context) {
+// publish puts the table of all parts into force, however long that takes, and returns how long joining the parts took.
+func (p *publisher) publish(ctx context.Context) (joining time.Duration) {
 	var delay retry
 	for ctx.Err() == nil {
 		parts, number, complete := p.gather()
 		if !complete {
-			return
+			return 0
 		}
+		began := time.Now()
 		table := join(parts)
+		joining = time.Since(began)
 		p.serial++
 		table.Serial = p.serial
 		err := p.traffic.Apply(ctx, table)
 		if err == nil {
 			p.force(number)
-			return
+			return joining
 		}
 		p.log.Warn("publishing the route table", "serial", p.serial, "error", err)
 		sleep(ctx, delay.next())
@@ -189,6 +192,7 @@ func (p *publisher) publish(ctx context.Context) {
 			p.serial = max(p.serial, status.Serial)
 		}
 	}
+	return 0
 }
 
 // gather returns the parts by environment, and the number of the last; not complete while an expected one is missing.
@@ -208,8 +212,8 @@ func (p *publisher) gather() ([]gateway.Table, uint64, bool) {
 // join makes one table of those of all environments. Of two routes with one host and path, or one address, the first
 // environment's stays, as gateway.Build has it; names of services and instances are never shared.
 func join(parts []gateway.Table) gateway.Table {
-	var all gateway.Table
-	paths, addresses := map[[2]string]bool{}, map[string]bool{}
+	all := roomy(parts)
+	paths, addresses := make(map[[2]string]bool, cap(all.HTTP)), map[string]bool{}
 	for _, t := range parts {
 		all.Backends = append(all.Backends, t.Backends...)
 		all.Services = append(all.Services, t.Services...)
@@ -227,8 +231,22 @@ func join(parts []gateway.Table) gateway.Table {
 			}
 		}
 	}
-	// Canonical keeps equals in order, which is slow for long lists that are not: nothing here has an equal.
 	return all.Canonical()
+}
+
+// roomy returns an empty table with room for all that the parts have.
+func roomy(parts []gateway.Table) gateway.Table {
+	var backends, services, inside, routes int
+	for _, t := range parts {
+		backends += len(t.Backends)
+		services += len(t.Services)
+		inside += len(t.Inside)
+		routes += len(t.HTTP)
+	}
+	return gateway.Table{
+		Backends: make([]gateway.Backend, 0, backends), Services: make([]gateway.Service, 0, services),
+		Inside: make([]gateway.Inside, 0, inside), HTTP: make([]gateway.Route, 0, routes),
+	}
 }
 
 func (p *publisher) force(number uint64) {
