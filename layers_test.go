@@ -31,6 +31,7 @@ var heavy = map[string]string{
 	"charm.land/lipgloss/":                  "cli",
 	"github.com/prometheus/client_golang/":  "server",
 	"github.com/gowebpki/jcs":               "digest",
+	"github.com/hiddeco/sshsig":             "identity/sshkey",
 }
 
 // pkg is a package of ours: what it imports, and its row in the table.
