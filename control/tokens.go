@@ -61,7 +61,7 @@ func (s *Service) RevokeToken(ctx context.Context, by Actor, id state.TokenID) e
 // its digest, so that the time it takes tells nothing about secrets that are valid.
 func (s *Service) VerifyToken(secret string) (Actor, error) {
 	t, err := s.State().TokenOf(digest.Of([]byte(secret)))
-	if err != nil || !t.Valid() || !strings.HasPrefix(secret, tokenPrefix) {
+	if err != nil || !t.Valid(s.config.Now()) || !strings.HasPrefix(secret, tokenPrefix) {
 		return Actor{}, fault.WithHint(fault.Errorf(fault.Denied, "the token is not valid"), "make one on the server's machine: invar token create NAME")
 	}
 	return Actor{Kind: state.ActorToken, Name: t.Name}, nil

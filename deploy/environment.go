@@ -97,6 +97,15 @@ func (e *Environment) setHead(g Generation, at time.Time) {
 	e.prune()
 }
 
+// Forget returns the environment without a release to fall back to: the one before must not come back.
+func (e Environment) Forget() Environment {
+	e = e.clone()
+	e.Previous = Generation{}
+	e.Seq++
+	e.prune()
+	return e
+}
+
 // retireHead moves the head into the history.
 func (e *Environment) retireHead(at time.Time) {
 	old := e.Head

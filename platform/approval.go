@@ -14,7 +14,7 @@ import (
 func (d Definition) Rules(env spec.EnvName) []Approval {
 	var out []Approval
 	for _, a := range d.Approvals {
-		if matches(a.Environments, env) {
+		if MatchesAny(a.Environments, env) {
 			out = append(out, a)
 		}
 	}

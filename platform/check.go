@@ -360,7 +360,7 @@ func (d Definition) Emergency(env spec.EnvName) (BreakGlass, bool) {
 	var out BreakGlass
 	found := false
 	for _, b := range d.BreakGlass {
-		if matches(b.Environments, env) && (!found || b.ReviewMillis < out.ReviewMillis) {
+		if MatchesAny(b.Environments, env) && (!found || b.ReviewMillis < out.ReviewMillis) {
 			out, found = b, true
 		}
 	}
@@ -382,7 +382,7 @@ func (d Definition) Session(env spec.EnvName) time.Duration {
 func (d Definition) PoliciesOf(env spec.EnvName) []Policy {
 	var out []Policy
 	for _, p := range d.Policies {
-		if matches(p.Environments, env) {
+		if MatchesAny(p.Environments, env) {
 			out = append(out, p)
 		}
 	}
@@ -393,7 +393,7 @@ func (d Definition) PoliciesOf(env spec.EnvName) []Policy {
 func (d Definition) ExceptionsOf(policy string, env spec.EnvName) []Exception {
 	var out []Exception
 	for _, e := range d.Exceptions {
-		if e.Policy == policy && matches(e.Environments, env) {
+		if e.Policy == policy && MatchesAny(e.Environments, env) {
 			out = append(out, e)
 		}
 	}

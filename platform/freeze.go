@@ -28,7 +28,7 @@ type Frozen struct {
 func (d Definition) Frozen(env spec.EnvName, now time.Time, rollback bool) (Frozen, bool) {
 	allow, open := "", false
 	for _, f := range d.Freezes {
-		if !matches(f.Environments, env) || f.Rollbacks && rollback {
+		if !MatchesAny(f.Environments, env) || f.Rollbacks && rollback {
 			continue
 		}
 		end, in := f.window(now)
@@ -54,7 +54,7 @@ func (d Definition) Frozen(env spec.EnvName, now time.Time, rollback bool) (Froz
 func (d Definition) opens(env spec.EnvName, now time.Time) time.Time {
 	var next time.Time
 	for _, f := range d.Freezes {
-		if f.Kind != FreezeAllow || !matches(f.Environments, env) {
+		if f.Kind != FreezeAllow || !MatchesAny(f.Environments, env) {
 			continue
 		}
 		if at := f.next(now); !at.IsZero() && (next.IsZero() || at.Before(next)) {

@@ -56,8 +56,8 @@ func (p Permission) Global() bool {
 // Matches reports whether the pattern matches the name.
 func (p Pattern) Matches(name spec.EnvName) bool { return identity.Glob(string(p), string(name)) }
 
-// matches reports whether one of the patterns matches. Nothing matches no environment but "*".
-func matches(patterns []Pattern, name spec.EnvName) bool {
+// MatchesAny reports whether one of the patterns matches. What belongs to no environment, "", is matched by "*" alone.
+func MatchesAny(patterns []Pattern, name spec.EnvName) bool {
 	return slices.ContainsFunc(patterns, func(p Pattern) bool {
 		if name == "" {
 			return p == "*"
@@ -145,9 +145,9 @@ func (d Definition) gives(g Grant, p Permission, env spec.EnvName) bool {
 		return slices.Contains(d.Roles[i].Permissions, p) || slices.Contains(d.Roles[i].Permissions, Anything)
 	}
 	if p == Push || p == Pull { // what a plan needs has to get there, whatever environment it is for
-		return has(p) && matches(g.Environments, "") || has(Plan)
+		return has(p) && MatchesAny(g.Environments, "") || has(Plan)
 	}
-	return has(p) && matches(g.Environments, env)
+	return has(p) && MatchesAny(g.Environments, env)
 }
 
 func (d Definition) reaches(g Grant, name PrincipalName) bool {

@@ -33,6 +33,7 @@ import (
 
 	"github.com/invarhq/invar/digest"
 	"github.com/invarhq/invar/fault"
+	"github.com/invarhq/invar/platform"
 	"github.com/invarhq/invar/spec"
 )
 
@@ -66,6 +67,10 @@ func (e Entry) Kind() Kind { return e.Data.EntryKind() }
 type Actor struct {
 	Kind ActorKind `json:"kind"`
 	Name string    `json:"name"`
+
+	// Principal is who that is in the platform's definition; unset for invar itself, and for whoever is nobody there.
+	Principal platform.PrincipalName `json:"principal,omitempty"`
+	Auth      string                 `json:"auth,omitempty"` // facts of the authentication, one line: issuer, key, token
 }
 
 // ActorKind says how the server knew the actor.
@@ -75,11 +80,21 @@ type ActorKind string
 const (
 	ActorLocal  ActorKind = "local"  // a user of the machine, by the peer credentials of the unix socket
 	ActorToken  ActorKind = "token"  // the holder of a token
+	ActorSSH    ActorKind = "ssh"    // the holder of an SSH key
+	ActorOIDC   ActorKind = "oidc"   // somebody whom an OpenID provider vouches for
 	ActorSystem ActorKind = "system" // invar itself, carrying out what a head asks for
 )
 
 // String returns the actor as people see it: "local:alice".
 func (a Actor) String() string { return string(a.Kind) + ":" + a.Name }
+
+// Who is the actor for people: the principal where there is one.
+func (a Actor) Who() string {
+	if a.Principal != "" {
+		return string(a.Principal)
+	}
+	return a.String()
+}
 
 // Subject is a thing that an entry is about.
 type Subject struct {
@@ -234,12 +249,20 @@ func (e Entry) checkHeader() error {
 		return fmt.Errorf("time %s: want UTC and whole milliseconds", e.Time)
 	}
 	switch e.Actor.Kind {
-	case ActorLocal, ActorToken, ActorSystem:
+	case ActorLocal, ActorToken, ActorSSH, ActorOIDC, ActorSystem:
 	default:
 		return fmt.Errorf("actor kind %q is not known", e.Actor.Kind)
 	}
 	if e.Actor.Name == "" || !utf8.ValidString(e.Actor.Name) {
 		return fmt.Errorf("actor %q: want a name in UTF-8", e.Actor.Name)
+	}
+	if e.Actor.Principal != "" {
+		if err := spec.CheckName(string(e.Actor.Principal)); err != nil {
+			return err
+		}
+	}
+	if !utf8.ValidString(e.Actor.Auth) || len(e.Actor.Auth) > MaxReasonBytes {
+		return fmt.Errorf("authentication of actor %q: want UTF-8 of at most %d bytes", e.Actor.Name, MaxReasonBytes)
 	}
 	if len(e.Reason) > MaxReasonBytes || !utf8.ValidString(e.Reason) || !utf8.ValidString(e.Outcome) {
 		return fmt.Errorf("reason or outcome: want UTF-8 and a reason of at most %d bytes", MaxReasonBytes)

@@ -10,6 +10,7 @@ import (
 	"github.com/invarhq/invar/deploy"
 	"github.com/invarhq/invar/digest"
 	"github.com/invarhq/invar/fault"
+	"github.com/invarhq/invar/platform"
 	"github.com/invarhq/invar/release"
 	"github.com/invarhq/invar/spec"
 )
@@ -99,7 +100,7 @@ func (f *fold) apply(entries []Entry) error {
 	case Release:
 		return f.release(e, d)
 	case Apply:
-		return f.move(e, Generation{Number: d.Generation, Kind: MovedByApply, App: d.App, Release: d.Release, Bundle: d.Bundle, Plan: d.Plan}, d.Base)
+		return f.move(e, Generation{Number: d.Generation, Kind: MovedByApply, App: d.App, Release: d.Release, Bundle: d.Bundle, Plan: d.Plan}, d.Base, d.Governed)
 	case Rollback:
 		return f.rollback(e, d)
 	case Destroy:
@@ -108,6 +109,23 @@ func (f *fold) apply(entries []Entry) error {
 		return f.volumesDestroyed(e, d)
 	case Step:
 		return f.steps(entries)
+	case ChangeRequest:
+		return f.changeRequest(e, d)
+	case ChangeApprove:
+		return f.approve(e, d)
+	case ChangeReject:
+		return f.closeChange(e, d.Change, ChangeRejected, e.Reason)
+	case ChangeWithdraw:
+		return f.closeChange(e, d.Change, ChangeWithdrawn, e.Reason)
+	case ChangeVoid:
+		return f.closeChange(e, d.Change, ChangeVoided, d.Cause)
+	case ChangeConfirm:
+		return f.confirm(e, d)
+	case ChangeReview:
+		return f.review(e, d)
+	case PolicyDecision, AccessDenied:
+	case ReleaseRevoke:
+		return f.revoke(e, d)
 	case TokenCreate:
 		return f.tokenCreate(e, d)
 	case TokenRevoke:
@@ -147,7 +165,7 @@ func (f *fold) environment(name spec.EnvName) Environment {
 }
 
 // move makes g the head of the entry's environment.
-func (f *fold) move(e Entry, g Generation, base int) error {
+func (f *fold) move(e Entry, g Generation, base int, how Governed) error {
 	env := f.environment(e.Env)
 	if env.Head.Number != base || g.Number != base+1 {
 		return fault.Errorf(fault.Conflict, "environment %s is at generation %d, not %d", e.Env, env.Head.Number, base)
@@ -158,9 +176,20 @@ func (f *fold) move(e Entry, g Generation, base int) error {
 	if env.VolumesDue && g.Release != "" {
 		return fault.WithHint(fault.Errorf(fault.Conflict, "environment %s is being destroyed with its volumes", e.Env), "retry when that is done")
 	}
+	if revoked := get[Revocation](f.tx, tableRevocations, "id", string(g.Release)); g.Release != "" && revoked != nil {
+		return fault.Errorf(fault.Denied, "release %s is revoked: %s", g.Release, revoked.Reason)
+	}
 	record, err := f.record(e.Env, g)
 	if err != nil {
 		return err
+	}
+	if err := f.carriedOut(e, how.Change, g); err != nil {
+		return err
+	}
+	g.Of, g.Emergency = how.Change, how.Emergency
+	env.ConfirmBy = how.ConfirmBy
+	if how.Emergency {
+		env.Reviews = append(slices.Clip(env.Reviews), Review{g.Number, e.Actor, how.ReviewBy})
 	}
 	if env.Destroyed() && g.Release != "" {
 		env.Previous = deploy.Generation{} // before it there was nothing: that is what a failure would go back to
@@ -225,14 +254,14 @@ func (f *fold) rollback(e Entry, d Rollback) error {
 	if target == nil || target.Release != d.Release || target.Bundle != d.Bundle || target.App != d.App || target.Release == "" {
 		return fault.Errorf(fault.Conflict, "generation %d of environment %s had not release %s", d.To, e.Env, d.Release)
 	}
-	return f.move(e, Generation{Number: d.Generation, Kind: MovedByRollback, App: d.App, Release: d.Release, Bundle: d.Bundle, To: d.To}, d.Base)
+	return f.move(e, Generation{Number: d.Generation, Kind: MovedByRollback, App: d.App, Release: d.Release, Bundle: d.Bundle, To: d.To}, d.Base, d.Governed)
 }
 
 func (f *fold) destroy(e Entry, d Destroy) error {
 	if d.Base == 0 {
 		return fault.Errorf(fault.Conflict, "environment %s never had a head", e.Env)
 	}
-	if err := f.move(e, Generation{Number: d.Generation, Kind: MovedByDestroy, App: d.App}, d.Base); err != nil {
+	if err := f.move(e, Generation{Number: d.Generation, Kind: MovedByDestroy, App: d.App, Volumes: d.Volumes}, d.Base, d.Governed); err != nil {
 		return err
 	}
 	env := f.environment(e.Env)
@@ -292,6 +321,8 @@ func (f *fold) reverted(e Entry, env Environment, s deploy.Step) error {
 	if e.Reason == "" {
 		e.Reason = s.Cause
 	}
+	f.voidOthers(e, s.Generation)
+	env.ConfirmBy = time.Time{}
 	f.newHead(e, env, Generation{Number: s.Generation, Kind: MovedByRevert, App: known.App, Release: s.Release, Bundle: known.Bundle})
 	return nil
 }
@@ -300,7 +331,8 @@ func (f *fold) tokenCreate(e Entry, d TokenCreate) error {
 	if get[Token](f.tx, tableTokens, "id", string(d.Token)) != nil || get[Token](f.tx, tableTokens, indexSecret, string(d.Secret)) != nil {
 		return fault.Errorf(fault.Conflict, "token %s exists already", d.Token)
 	}
-	f.put(tableTokens, &Token{ID: d.Token, Name: d.Name, Secret: d.Secret, Actor: e.Actor, CreatedAt: e.Time})
+	f.put(tableTokens, &Token{ID: d.Token, Name: d.Name, Secret: d.Secret, Actor: e.Actor, CreatedAt: e.Time,
+		Principal: d.Principal, Permissions: d.Permissions, Environments: d.Environments, ExpiresAt: d.ExpiresAt, Session: d.Session})
 	return nil
 }
 
@@ -318,8 +350,20 @@ func (f *fold) tokenRevoke(e Entry, d TokenRevoke) error {
 	return nil
 }
 
-// Valid reports whether the token may be used.
-func (t Token) Valid() bool { return t.RevokedAt.IsZero() }
+// Valid reports whether the token may be used at that time.
+func (t Token) Valid(now time.Time) bool {
+	return t.RevokedAt.IsZero() && (t.ExpiresAt.IsZero() || now.Before(t.ExpiresAt))
+}
+
+// Covers reports whether the token is good for the permission in the environment; whether its principal has the
+// permission is another question. env is "" for what belongs to none.
+func (t Token) Covers(p platform.Permission, env spec.EnvName) bool {
+	if p == platform.None {
+		return true
+	}
+	return (len(t.Permissions) == 0 || slices.Contains(t.Permissions, p) || slices.Contains(t.Permissions, platform.Anything)) &&
+		(len(t.Environments) == 0 || platform.MatchesAny(t.Environments, env))
+}
 
 // checkTokenID accepts 8 to 32 characters of a-z2-7.
 func checkTokenID(id TokenID) error {

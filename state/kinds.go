@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/invarhq/invar/deploy"
 	"github.com/invarhq/invar/digest"
+	"github.com/invarhq/invar/platform"
 	"github.com/invarhq/invar/spec"
 )
 
@@ -63,6 +65,16 @@ var kinds = []KindInfo{
 	{Kind(deploy.Done), "A rollout has ended well.", true, step(deploy.Done)},
 	{Kind(deploy.Failed), "A rollout has failed.", true, step(deploy.Failed)},
 	{Kind(deploy.Revert), "A rollout has failed, and the head moves back to the release that completed before.", true, step(deploy.Revert)},
+	{KindChangeRequest, "A change is proposed, to an environment that asks for approvals or at the server's own suggestion.", true, of[ChangeRequest]},
+	{KindChangeApprove, "A change is approved, by a signature.", true, of[ChangeApprove]},
+	{KindChangeReject, "A change is rejected, by a signature.", true, of[ChangeReject]},
+	{KindChangeWithdraw, "A change is taken back.", true, of[ChangeWithdraw]},
+	{KindChangeVoid, "A change can't be carried out any more: it has expired.", true, of[ChangeVoid]},
+	{KindChangeConfirm, "A head that was to be confirmed may stay.", true, of[ChangeConfirm]},
+	{KindChangeReview, "What was done in an emergency was looked at afterwards, by somebody else.", true, of[ChangeReview]},
+	{KindPolicyDecision, "A policy has judged a change.", true, of[PolicyDecision]},
+	{KindReleaseRevoke, "A release is blocked for good.", true, of[ReleaseRevoke]},
+	{KindAccessDenied, "A request was refused.", false, of[AccessDenied]},
 	{KindTokenCreate, "A token for the API was made.", false, of[TokenCreate]},
 	{KindTokenRevoke, "A token was revoked.", false, of[TokenRevoke]},
 }
@@ -99,6 +111,26 @@ func decodeData(k Kind, raw json.RawMessage) (Data, error) {
 		return decodeAs[Destroy](raw)
 	case KindVolumeDestroy:
 		return decodeAs[VolumeDestroy](raw)
+	case KindChangeRequest:
+		return decodeAs[ChangeRequest](raw)
+	case KindChangeApprove:
+		return decodeAs[ChangeApprove](raw)
+	case KindChangeReject:
+		return decodeAs[ChangeReject](raw)
+	case KindChangeWithdraw:
+		return decodeAs[ChangeWithdraw](raw)
+	case KindChangeVoid:
+		return decodeAs[ChangeVoid](raw)
+	case KindChangeConfirm:
+		return decodeAs[ChangeConfirm](raw)
+	case KindChangeReview:
+		return decodeAs[ChangeReview](raw)
+	case KindPolicyDecision:
+		return decodeAs[PolicyDecision](raw)
+	case KindReleaseRevoke:
+		return decodeAs[ReleaseRevoke](raw)
+	case KindAccessDenied:
+		return decodeAs[AccessDenied](raw)
 	case KindTokenCreate:
 		return decodeAs[TokenCreate](raw)
 	case KindTokenRevoke:
@@ -155,6 +187,23 @@ type Apply struct {
 	Release    digest.Digest `json:"release"`
 	Bundle     digest.Digest `json:"bundle"`
 	Plan       digest.Digest `json:"plan"`
+	Governed
+}
+
+// Governed is what a move of a head carries of how it came to be allowed.
+type Governed struct {
+	Change    ChangeNumber `json:"change,omitempty"`    // that it carries out; unset: it needed no approval
+	Emergency bool         `json:"emergency,omitempty"` // without the approvals that it needed: a review is due
+	Override  string       `json:"override,omitempty"`  // the freeze that it was made in spite of
+	ConfirmBy time.Time    `json:"confirm_by,omitzero"` // it is reverted unless confirmed by then
+	ReviewBy  time.Time    `json:"review_by,omitzero"`  // of an emergency
+}
+
+func (g Governed) check() error {
+	if g.Change < 0 || g.Emergency == g.ReviewBy.IsZero() {
+		return errors.New("a change's number is negative, or an emergency lacks the time of its review")
+	}
+	return nil
 }
 
 // Rollback moves the head back to the release of generation To.
@@ -165,6 +214,7 @@ type Rollback struct {
 	To         int           `json:"to"`
 	Release    digest.Digest `json:"release"`
 	Bundle     digest.Digest `json:"bundle"`
+	Governed
 }
 
 // Destroy moves the head to nothing.
@@ -173,6 +223,7 @@ type Destroy struct {
 	Generation int          `json:"generation"` // the new one
 	Base       int          `json:"base"`       // the one before
 	Volumes    bool         `json:"volumes,omitempty"`
+	Governed
 }
 
 // VolumeDestroy says that volumes are deleted.
@@ -185,6 +236,12 @@ type TokenCreate struct {
 	Token  TokenID       `json:"token"`
 	Name   string        `json:"name"`   // its holder acts as token:NAME
 	Secret digest.Digest `json:"secret"` // of the secret, which is kept nowhere
+
+	Principal    platform.PrincipalName `json:"principal,omitempty"`    // whom its holder acts for; unset in old tokens
+	Permissions  []platform.Permission  `json:"permissions,omitempty"`  // all that it is good for; unset: whatever the principal may
+	Environments []platform.Pattern     `json:"environments,omitempty"` // where; unset: wherever the principal may
+	ExpiresAt    time.Time              `json:"expires_at,omitzero"`
+	Session      bool                   `json:"session,omitempty"` // made by a login, not by hand
 }
 
 // TokenRevoke makes a token invalid for good.
@@ -246,18 +303,18 @@ func (a Apply) check(e Entry) error {
 	if e.Body == nil || e.Body.Digest != a.Plan {
 		return errors.New("want the plan as body")
 	}
-	return errors.Join(somewhere(e), checkMove(a.App, a.Generation, a.Base), required(a.Release, a.Bundle, a.Plan))
+	return errors.Join(somewhere(e), checkMove(a.App, a.Generation, a.Base), a.Governed.check(), required(a.Release, a.Bundle, a.Plan))
 }
 
 func (r Rollback) check(e Entry) error {
 	if r.To < 1 || r.To >= r.Generation {
 		return fmt.Errorf("generation %d can't go back to %d", r.Generation, r.To)
 	}
-	return errors.Join(somewhere(e), checkMove(r.App, r.Generation, r.Base), required(r.Release, r.Bundle))
+	return errors.Join(somewhere(e), checkMove(r.App, r.Generation, r.Base), r.Governed.check(), required(r.Release, r.Bundle))
 }
 
 func (d Destroy) check(e Entry) error {
-	return errors.Join(somewhere(e), checkMove(d.App, d.Generation, d.Base))
+	return errors.Join(somewhere(e), checkMove(d.App, d.Generation, d.Base), d.Governed.check())
 }
 
 func checkMove(app spec.AppName, generation, base int) error {

@@ -14,7 +14,7 @@ import (
 
 // snapshotVersion is raised whenever the fold, or what a snapshot holds, changes: an older snapshot is then of no use,
 // and the state is folded from the first entry on.
-const snapshotVersion = 1
+const snapshotVersion = 2
 
 // snapshot is a state as it is spelled. Lists are sorted by key.
 type snapshot struct {
@@ -25,6 +25,8 @@ type snapshot struct {
 	Bundles      []KnownBundle  `json:"bundles"`
 	Releases     []KnownRelease `json:"releases"`
 	Tokens       []Token        `json:"tokens"`
+	Changes      []Change       `json:"changes"`
+	Revocations  []Revocation   `json:"revocations"`
 }
 
 // saved is an environment with the components that its head's and its previous release lack, sorted by digest: those of
@@ -82,6 +84,8 @@ func (s State) Encode() ([]byte, error) {
 		Bundles:      slices.Collect(all[KnownBundle](tx, tableBundles, "")),
 		Releases:     slices.Collect(all[KnownRelease](tx, tableReleases, "")),
 		Tokens:       slices.Collect(all[Token](tx, tableTokens, "")),
+		Changes:      slices.Collect(all[Change](tx, tableChanges, "")),
+		Revocations:  slices.Collect(all[Revocation](tx, tableRevocations, "")),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("encoding the state at %d: %w", s.Size(), err)
@@ -129,6 +133,8 @@ func insert(put func(string, any) error, w *snapshot, environments []Environment
 		each(put, tableBundles, w.Bundles),
 		each(put, tableReleases, w.Releases),
 		each(put, tableTokens, w.Tokens),
+		each(put, tableChanges, w.Changes),
+		each(put, tableRevocations, w.Revocations),
 	} {
 		if err != nil {
 			return err

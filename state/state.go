@@ -10,6 +10,7 @@ import (
 	"github.com/invarhq/invar/deploy"
 	"github.com/invarhq/invar/digest"
 	"github.com/invarhq/invar/fault"
+	"github.com/invarhq/invar/platform"
 	"github.com/invarhq/invar/release"
 	"github.com/invarhq/invar/spec"
 )
@@ -33,17 +34,21 @@ type Log struct {
 	Size   int64  `json:"size"` // entries that the state is the fold of
 	Origin string `json:"origin"`
 	VKey   string `json:"vkey"`
+
+	LastChange ChangeNumber `json:"last_change,omitempty"`
 }
 
 // Environment is a named place that runs one release at a time.
 type Environment struct {
 	deploy.Environment
-	App         spec.AppName `json:"app"`          // of the newest head that had one
-	Entry       int64        `json:"entry"`        // index of the newest entry that belongs to it
-	Volumes     bool         `json:"volumes"`      // a release with volumes was here, and they were not destroyed since
-	VolumesDue  bool         `json:"volumes_due"`  // its volumes are to be destroyed once no instance is left
-	HeadEntry   int64        `json:"head_entry"`   // index of the entry that moved the head last
-	CompletedAt int          `json:"completed_at"` // newest generation that completed with a release; 0: none
+	App         spec.AppName `json:"app"`                 // of the newest head that had one
+	Entry       int64        `json:"entry"`               // index of the newest entry that belongs to it
+	Volumes     bool         `json:"volumes"`             // a release with volumes was here, and they were not destroyed since
+	VolumesDue  bool         `json:"volumes_due"`         // its volumes are to be destroyed once no instance is left
+	HeadEntry   int64        `json:"head_entry"`          // index of the entry that moved the head last
+	CompletedAt int          `json:"completed_at"`        // newest generation that completed with a release; 0: none
+	ConfirmBy   time.Time    `json:"confirm_by,omitzero"` // the head is reverted unless confirmed by then; zero: it need not be
+	Reviews     []Review     `json:"reviews,omitempty"`   // due, oldest first
 }
 
 // Destroyed reports whether the head is nothing.
@@ -78,6 +83,10 @@ type Generation struct {
 	Outcome deploy.Outcome `json:"outcome"`
 	EndedAt time.Time      `json:"ended_at,omitzero"`
 	Cause   string         `json:"cause,omitempty"` // of a failure
+
+	Of        ChangeNumber `json:"of,omitempty"` // the change that it carried out; 0: it needed no approval
+	Emergency bool         `json:"emergency,omitempty"`
+	Volumes   bool         `json:"volumes,omitempty"` // destroyed, with them
 }
 
 // KnownBundle is a bundle that a change used.
@@ -108,6 +117,12 @@ type Token struct {
 	Actor     Actor         `json:"actor"` // who made it
 	CreatedAt time.Time     `json:"created_at"`
 	RevokedAt time.Time     `json:"revoked_at,omitzero"`
+
+	Principal    platform.PrincipalName `json:"principal,omitempty"`
+	Permissions  []platform.Permission  `json:"permissions,omitempty"`
+	Environments []platform.Pattern     `json:"environments,omitempty"`
+	ExpiresAt    time.Time              `json:"expires_at,omitzero"`
+	Session      bool                   `json:"session,omitempty"`
 }
 
 // Tables and their indexes beside "id".
@@ -118,9 +133,12 @@ const (
 	tableBundles      = "bundles"
 	tableReleases     = "releases"
 	tableTokens       = "tokens"
+	tableChanges      = "changes"
+	tableRevocations  = "revocations"
 
 	indexRelease = "release"
 	indexSecret  = "secret"
+	indexOpen    = "open"
 )
 
 // key indexes a table of *T by a string that ends where the object's begins or ends with it.
@@ -160,6 +178,9 @@ func schema() *memdb.DBSchema {
 				Indexer: key[Generation](func(g *Generation) string { return string(g.Release) })}),
 		tableBundles:  table(tableBundles, id(key[KnownBundle](func(b *KnownBundle) string { return string(b.Digest) }))),
 		tableReleases: table(tableReleases, id(key[KnownRelease](func(r *KnownRelease) string { return string(r.Digest) }))),
+		tableChanges: table(tableChanges, id(key[Change](func(c *Change) string { return changeKey(c.Change) })),
+			&memdb.IndexSchema{Name: indexOpen, AllowMissing: true, Indexer: key[Change](openKey)}),
+		tableRevocations: table(tableRevocations, id(key[Revocation](func(r *Revocation) string { return string(r.Release) }))),
 		tableTokens: table(tableTokens, id(key[Token](func(t *Token) string { return string(t.ID) })),
 			&memdb.IndexSchema{Name: indexSecret, Unique: true, Indexer: key[Token](func(t *Token) string { return string(t.Secret) })}),
 	}}
@@ -369,7 +390,7 @@ type object struct {
 func (s State) objects() []object {
 	tx := s.db.Txn(false)
 	var out []object
-	for _, table := range []string{tableLog, tableEnvironments, tableGenerations, tableBundles, tableReleases, tableTokens} {
+	for _, table := range []string{tableLog, tableEnvironments, tableGenerations, tableBundles, tableReleases, tableTokens, tableChanges, tableRevocations} {
 		it, err := tx.Get(table, "id")
 		must(err)
 		for raw := it.Next(); raw != nil; raw = it.Next() {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"net/http"
 	"slices"
+	"time"
 
 	"github.com/danielgtaylor/huma/v2"
 
@@ -37,7 +38,7 @@ func (h *Handler) registerTokens() {
 func (h *Handler) tokens() api.Tokens {
 	out := api.Tokens{Tokens: []api.Token{}}
 	for t := range h.config.Control.State().Tokens() {
-		if t.Valid() {
+		if t.Valid(time.Now()) {
 			out.Tokens = append(out.Tokens, tokenOf(t))
 		}
 	}
