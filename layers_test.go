@@ -32,6 +32,9 @@ var heavy = map[string]string{
 	"github.com/prometheus/client_golang/":  "server",
 	"github.com/gowebpki/jcs":               "digest",
 	"github.com/hiddeco/sshsig":             "identity/sshkey",
+	"github.com/coreos/go-oidc/":            "identity/oidc",
+	"golang.org/x/oauth2":                   "identity/oidc",
+	"github.com/zitadel/oidc/":              "identity/oidc/oidctest",
 }
 
 // pkg is a package of ours: what it imports, and its row in the table.

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/invarhq/invar/digest"
 )
 
 // Method is how an identity was proven.
@@ -28,6 +30,28 @@ type Identity struct {
 	Issuer    string         // oidc: the provider's URL
 	Claims    map[string]any // oidc: as decoded from JSON
 	ExpiresAt time.Time      // zero: it does not by itself
+	Proof     Proof
+}
+
+// Proof is what can be kept of how an identity was proven: enough to ask the issuer or to look at the key again, and
+// nothing that anybody could act with. Unset fields were not told, or are not of that method.
+type Proof struct {
+	Algorithm string // of the signature: RS256, ssh-ed25519 …
+
+	// Of a token.
+	Token    digest.Digest // of its text as it was presented
+	KeyID    string        // kid in its header
+	KeyPrint string        // thumbprint of the issuer's key that verified it (RFC 7638, SHA-256, base64url)
+	IssuedAt time.Time     // iat
+	AuthTime time.Time     // auth_time: when the issuer last saw the person
+	ACR      string        // acr: how strongly
+	AMR      []string      // amr: by what means
+
+	// Of an SSH key that is in a security key.
+	SecurityKey  bool
+	UserPresent  bool   // somebody touched it
+	UserVerified bool   // it made sure who: by PIN, fingerprint or the like
+	Counter      uint32 // of its signatures, where it counts
 }
 
 // MatchClaims reports whether the claims satisfy the rule: each claim that it names must be there and have one of the

@@ -221,7 +221,7 @@ func newKey(t *testing.T, kind, passphrase string) (file string) {
 	t.Helper()
 	tool(t, "ssh-keygen")
 	file = filepath.Join(t.TempDir(), "id")
-	if out, err := exec.CommandContext(t.Context(), "ssh-keygen", "-q", "-t", kind, "-N", passphrase, "-C", kind+"@bank", "-f", file).CombinedOutput(); err != nil {
+	if out, err := exec.CommandContext(t.Context(), "ssh-keygen", "-q", "-t", kind, "-b", map[string]string{"ed25519": "256", "ecdsa": "256", "rsa": "2048"}[kind], "-N", passphrase, "-C", kind+"@bank", "-f", file).CombinedOutput(); err != nil {
 		t.Fatalf("ssh-keygen: %v\n%s", err, out)
 	}
 	return file
