@@ -83,6 +83,7 @@ type EnvironmentSummary struct {
 	Wanted     int           `json:"wanted" doc:"Instances that the head asks for."`
 	Healthy    int           `json:"healthy" doc:"Instances of the head that pass their checks."`
 	Total      int           `json:"total" doc:"All instances, those of older releases included."`
+	Tainted    int           `json:"tainted,omitempty" doc:"Those that somebody was in, and that are to be replaced."`
 }
 
 // Environment is all that is known of an environment now.
@@ -132,6 +133,15 @@ type Instance struct {
 	StartedAt  *time.Time    `json:"started_at,omitempty" doc:"When its process was let go."`
 	AgeSeconds int64         `json:"age_seconds" doc:"Seconds since it was created."`
 	Exit       *Exit         `json:"exit,omitempty" doc:"How it ended, once it has."`
+	Tainted    *Taint        `json:"tainted,omitempty" doc:"That somebody was in it, so that it may differ from its release. It is replaced, and stays tainted until it is gone."`
+}
+
+// Taint says that an instance may differ from its release.
+type Taint struct {
+	Since time.Time  `json:"since" doc:"When it was tainted first."`
+	Cause string     `json:"cause" doc:"By what, for people."`
+	By    string     `json:"by" example:"session:k3jq7x2mzdaa" doc:"Sessions, or a foreign process: one that joined it from outside."`
+	Until *time.Time `json:"until,omitempty" doc:"When it is replaced at the latest; absent: as soon as a replacement is healthy."`
 }
 
 // Exit is how an instance ended.

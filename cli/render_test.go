@@ -97,6 +97,7 @@ func TestDescribe(t *testing.T) {
 		{"change.destroy", `{"generation":4,"volumes":true}`, "destroy  generation 4, with its volumes"},
 		{"instance.create", `{"instance":{"id":"web-a"},"cause":"healing"}`, "start    web-a: healing"},
 		{"instance.healthy", `{"id":"web-a"}`, "healthy  web-a"},
+		{"instance.taint", `{"id":"web-a","by":"foreign process","cause":"process 7 (sh, user 0) in its namespaces net"}`, "tainted  web-a: process 7 (sh, user 0) in its namespaces net"},
 		{"instance.exit", `{"id":"web-a","exit_code":7}`, "exited   web-a: status 7"},
 		{"instance.exit", `{"id":"web-a","exit_code":137,"oom":true}`, "exited   web-a: out of memory (status 137)"},
 		{"traffic.shift", `{"component":"web","shares":[{"version":"sha256:aaa","percent":90},{"version":"sha256:bbb","percent":10}]}`, "traffic  web → 90% aaa, 10% bbb"},

@@ -60,7 +60,11 @@ func (a *app) statusAll(ctx context.Context, cl *client.Client) error {
 	}
 	var rows [][]string
 	for _, e := range list {
-		rows = append(rows, []string{e.Name, orDash(e.App), strconv.Itoa(e.Generation), e.State,
+		state := e.State
+		if e.Tainted > 0 {
+			state += fmt.Sprintf(", %d tainted", e.Tainted)
+		}
+		rows = append(rows, []string{e.Name, orDash(e.App), strconv.Itoa(e.Generation), state,
 			fmt.Sprintf("%d/%d", e.Healthy, e.Wanted), orDash(e.Release.Short()), age(e.At) + " ago", orDash(e.By)})
 	}
 	return table(a.Stdout, "ENVIRONMENT APP GENERATION STATE HEALTHY RELEASE SINCE BY", rows)
@@ -73,7 +77,8 @@ func renderEnvironment(w io.Writer, st style, env api.Environment) {
 }
 
 func renderHead(w io.Writer, st style, env api.Environment) {
-	fmt.Fprintf(w, "%s  %s  generation %d  %s  %d/%d healthy\n", st.bold(env.Name), orDash(env.App), env.Generation, stateWord(st, env.State), env.Healthy, env.Wanted)
+	fmt.Fprintf(w, "%s  %s  generation %d  %s  %d/%d healthy%s\n", st.bold(env.Name), orDash(env.App), env.Generation, stateWord(st, env.State), env.Healthy, env.Wanted,
+		taintedWord(st, env.Tainted))
 	if env.Cause != "" {
 		fmt.Fprintf(w, "  %s\n", env.Cause)
 	}
@@ -110,6 +115,9 @@ func renderInstances(w io.Writer, env api.Environment) {
 		if i.Detail != "" && i.Phase != "gone" {
 			fmt.Fprintf(w, "  %s: %s\n", i.ID, i.Detail)
 		}
+		if i.Tainted != nil && i.Phase != "gone" {
+			fmt.Fprintf(w, "  %s: tainted %s ago: %s%s\n", i.ID, age(i.Tainted.Since), i.Tainted.Cause, untilWord(i.Tainted))
+		}
 	}
 }
 
@@ -144,6 +152,22 @@ func instanceRows(env api.Environment) [][]string {
 	return rows
 }
 
+// taintedWord tells of tainted instances, where there are any.
+func taintedWord(st style, n int) string {
+	if n == 0 {
+		return ""
+	}
+	return "  " + st.bad(fmt.Sprintf("%d tainted", n))
+}
+
+// untilWord tells when a tainted instance is replaced, where that is not at once.
+func untilWord(t *api.Taint) string {
+	if t.Until == nil || !t.Until.After(time.Now()) {
+		return "; it is being replaced"
+	}
+	return fmt.Sprintf("; replaced in %s at the latest", seconds(time.Until(*t.Until)))
+}
+
 // trafficOf is what the instance has of the traffic: its version's share, which its healthy instances have among them.
 func trafficOf(i api.Instance, percent int) string {
 	switch {
@@ -159,10 +183,14 @@ func trafficOf(i api.Instance, percent int) string {
 
 // instanceState is what the host sees of the instance, unless the ledger knows better what becomes of it.
 func instanceState(i api.Instance) string {
+	state := i.State
 	if i.Phase == "retiring" && i.State != "exited" {
-		return i.Phase
+		state = i.Phase
 	}
-	return i.State
+	if i.Tainted != nil {
+		state += ", tainted"
+	}
+	return state
 }
 
 func stateWord(st style, s string) string {

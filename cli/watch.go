@@ -303,6 +303,8 @@ func describe(e api.Entry) string {
 			return fmt.Sprintf("exited   %s: out of memory (status %d)", d.ID, d.ExitCode)
 		}
 		return fmt.Sprintf("exited   %s: status %d", d.ID, d.ExitCode)
+	case "instance.taint":
+		return "tainted  " + d.ID + because
 	case "instance.retire":
 		return "retire   " + d.ID + because
 	case "instance.gone":

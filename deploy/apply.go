@@ -46,6 +46,8 @@ func (e *Environment) apply(s Step, at time.Time) error {
 	switch s.Kind {
 	case Create:
 		err = e.create(s, at)
+	case Tainted:
+		err = e.taint(s, at)
 	case Healthy, Failing, Exited, Gone, Retire:
 		err = e.change(s, at)
 	case Shift:
@@ -192,9 +194,10 @@ func (e *Environment) leave(s Step, at time.Time) {
 		switch {
 		case had && !has && i.Healthy():
 			i.LeftTraffic = at
-		case has:
+		case has && !i.Barred:
 			i.LeftTraffic = time.Time{}
 		}
+		i.Barred = i.Barred || !has && len(i.Taints) > 0
 		e.Instances[id] = i
 	}
 }

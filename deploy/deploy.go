@@ -35,6 +35,13 @@
 // one has been healthy for ten minutes. One that runs but fails its checks is out of traffic at once, replaced beside, and
 // retired when the replacement is healthy. With volumes, where nothing can start beside, that happens only when it has failed for
 // healthy_deadline. Healing goes by the head, and a rollback moves the head: so they can't fight.
+//
+// # Taint
+//
+// An instance that a person's hand was in is tainted, and stays so until it is gone. When its time has come (a session has ended or
+// reached its deadline; at once for a process that came from outside) it is replaced as one that fails its checks is, but keeps its
+// traffic until the replacement is healthy: a taint alone never lowers the number of those that serve. One that has no
+// traffic when it is tainted, or loses it, never gets any again, and does not count as warm.
 package deploy
 
 import (
@@ -58,7 +65,8 @@ const (
 	Healthy Kind = "instance.healthy"
 	Failing Kind = "instance.failing"
 	Exited  Kind = "instance.exit"
-	Gone    Kind = "instance.gone" // removed from the host
+	Gone    Kind = "instance.gone"  // removed from the host
+	Tainted Kind = "instance.taint" // somebody was in it, or the session of an earlier taint is over
 	Done    Kind = "deploy.complete"
 	Failed  Kind = "deploy.fail"
 )
@@ -74,6 +82,9 @@ type Step struct {
 	Release    digest.Digest      `json:"release,omitempty"`    // Revert
 	ExitCode   int                `json:"exit_code,omitempty"`  // Exited
 	OOM        bool               `json:"oom,omitempty"`        // Exited
+	By         string             `json:"by,omitempty"`         // Tainted: BySession(id) or ByForeign
+	Until      int64              `json:"until_ms,omitempty"`   // Tainted: not replaced before this time; 0: at once
+	Foreign    []instance.Foreign `json:"foreign,omitempty"`    // Tainted: the processes found
 	Cause      string             `json:"cause,omitempty"`      // why, one sentence for people
 }
 

@@ -45,12 +45,14 @@ type Instance struct {
 	RetiringAt  time.Time       `json:"retiring_at,omitzero"`   // zero: not retiring
 	ExitedAt    time.Time       `json:"exited_at,omitzero"`     // zero: no exit was recorded
 	Cause       string          `json:"cause,omitempty"`        // of what it last became
+	Taints      []Taint         `json:"taints,omitempty"`       // none: nobody was in it
+	Barred      bool            `json:"barred,omitempty"`       // it is tainted and had no traffic since: it gets none again
 }
 
 // Live reports whether the instance is to run: neither retiring nor exited.
 func (i Instance) Live() bool { return i.RetiringAt.IsZero() && i.ExitedAt.IsZero() }
 
-// Healthy reports whether the instance may have traffic.
+// Healthy reports whether the instance passes its checks. It may have traffic then, unless it is barred.
 func (i Instance) Healthy() bool { return i.Live() && i.Health == instance.Passing }
 
 // Trouble counts the failures of a version's instances.
@@ -235,9 +237,9 @@ func share(shares []Share, v digest.Digest) int {
 	return 0
 }
 
-// Serving reports whether the instance has traffic: it is healthy, and its version has a share.
+// Serving reports whether the instance has traffic: it is healthy and not barred, and its version has a share.
 func (e Environment) Serving(i Instance) bool {
-	return i.Healthy() && share(e.Traffic[i.Component], i.Digest) > 0
+	return i.Healthy() && !i.Barred && share(e.Traffic[i.Component], i.Digest) > 0
 }
 
 // rollout returns the settings in force. A destroyed environment goes by those that it had.

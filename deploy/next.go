@@ -93,6 +93,7 @@ func (t *turn) observe() {
 	for _, id := range slices.Sorted(maps.Keys(t.e.Instances)) {
 		i := t.e.Instances[id]
 		o, seen := t.have[id]
+		t.suspect(i, o)
 		switch {
 		case !seen && !i.Live():
 			t.emit(Step{Kind: Gone, ID: id})
@@ -212,21 +213,25 @@ func (t *turn) heal(f fleet) {
 		return
 	}
 	t.create(f, t.atOnce(f, f.want-len(f.healthy)-len(f.starting)))
-	// A failing instance stays until the replacement is healthy: it may yet be the last that works.
+	// A failing or tainted instance stays until the replacement is healthy: it may yet be the last that works.
 	surplus := min(len(f.failing), len(f.healthy)+len(f.failing)-f.want)
 	for n := range surplus {
-		t.emit(Step{Kind: Retire, ID: f.failing[n].ID, Cause: "replaced: " + f.failing[n].Cause})
+		t.emit(Step{Kind: Retire, ID: f.failing[n].ID, Cause: "replaced: " + f.failing[n].replaced()})
 	}
 }
 
 // healAlone heals a version that nothing can start beside.
 func (t *turn) healAlone(f fleet) {
 	for _, i := range f.failing {
+		if t.spent(i) {
+			t.emit(Step{Kind: Retire, ID: i.ID, Cause: i.replaced()})
+			continue
+		}
 		if !i.EverHealthy || t.reached(i.HealthAt.Add(millis(t.e.rollout().HealthyDeadlineMillis))) {
 			t.emit(Step{Kind: Retire, ID: i.ID, Cause: "failing for too long: " + i.Cause})
 		}
 	}
-	present := len(f.healthy) + len(f.starting) + len(f.failing) + f.ending
+	present := len(f.healthy) + len(f.starting) + len(f.failing) + f.aside + f.ending
 	t.create(f, t.atOnce(f, f.want-present))
 }
 
@@ -248,6 +253,7 @@ func (t *turn) healOld() {
 			continue
 		}
 		if f := t.fleetOf(t.e.Previous, p); f.share > 0 {
+			f.want = max(f.want, f.own) // until the switch it has what it has, and a tainted one a replacement
 			t.heal(f)
 		}
 	}
@@ -261,13 +267,13 @@ func (t *turn) replace(f fleet) {
 		}
 		missing := f.need(t.e.Head.Record.Rollout) - len(f.healthy) - len(f.starting)
 		if f.exclusive() {
-			missing -= len(f.failing) + f.ending
+			missing -= len(f.failing) + f.aside + f.ending
 		}
 		t.create(f, t.atOnce(f, missing))
 	}
 	for _, i := range f.failing {
-		if f.share == 0 || f.serving > 0 {
-			t.emit(Step{Kind: Retire, ID: i.ID, Cause: i.Cause})
+		if f.share == 0 || f.serving > 0 && (!t.e.Serving(i) || len(f.healthy) >= f.need(t.e.Head.Record.Rollout)) {
+			t.emit(Step{Kind: Retire, ID: i.ID, Cause: i.replaced()})
 		}
 	}
 	t.shiftTowards(f)
@@ -333,6 +339,11 @@ func (t *turn) create(f fleet, n int) {
 func (t *turn) why(f fleet) string {
 	if trouble := t.e.Trouble[f.version]; trouble.Cause != "" {
 		return "replaces one that failed: " + trouble.Cause
+	}
+	for _, i := range f.failing {
+		if taint, ok := i.Tainted(); ok {
+			return fmt.Sprintf("replaces %s, which is tainted: %s", i.ID, taint.Cause)
+		}
 	}
 	return ""
 }
@@ -402,6 +413,8 @@ func (t *turn) complete() bool {
 func (t *turn) keeps(i Instance) bool {
 	h := t.e.Head
 	switch {
+	case h.Digests[i.Component] != i.Digest && share(t.e.Traffic[i.Component], i.Digest) == 0 && t.spent(i):
+		return false
 	case share(t.e.Traffic[i.Component], i.Digest) > 0:
 		return i.EverHealthy || h.Digests[i.Component] == i.Digest || t.e.Previous.Digests[i.Component] == i.Digest
 	case h.Digests[i.Component] == i.Digest:
@@ -466,10 +479,12 @@ type fleet struct {
 	release    digest.Digest // for which new instances are made, and in which generation
 	generation int
 
-	starting, healthy, failing []Instance // live ones, youngest first
+	starting, healthy, failing []Instance // live ones, youngest first; failing: and those to be replaced for a taint, which come last
 	counted                    int        // healthy for min_healthy_time
 	veterans                   int        // of the counted, those that have had traffic before
+	own                        int        // that have traffic
 	ending                     int        // retiring or exited, not yet gone
+	aside                      int        // barred, and a session is still open in it
 
 	share   int           // percent of the traffic
 	held    bool          // it has had that share for min_healthy_time
@@ -499,7 +514,7 @@ func (t *turn) fleetOf(g Generation, p release.Placed) fleet {
 			continue
 		}
 		t.enlist(&f, i, settle)
-		if percent := share(shares, i.Digest); i.Digest != v && percent > 0 && i.Healthy() {
+		if percent := share(shares, i.Digest); i.Digest != v && t.e.Serving(i) {
 			healthy[i.Digest]++
 			if percent > largest {
 				f.stable, largest = i.Digest, percent
@@ -510,11 +525,23 @@ func (t *turn) fleetOf(g Generation, p release.Placed) fleet {
 	for _, list := range [][]Instance{f.starting, f.healthy, f.failing} {
 		slices.SortStableFunc(list, func(a, b Instance) int { return b.CreatedAt.Compare(a.CreatedAt) })
 	}
+	slices.SortStableFunc(f.failing, func(a, b Instance) int { return cmp.Compare(rank(t.e, a), rank(t.e, b)) })
 	return f
+}
+
+// rank has those retired last that still have traffic.
+func rank(e Environment, i Instance) int {
+	if e.Serving(i) {
+		return 1
+	}
+	return 0
 }
 
 // enlist counts the instance in the fleet.
 func (t *turn) enlist(f *fleet, i Instance, settle time.Duration) {
+	if i.Digest == f.version && t.e.Serving(i) {
+		f.own++
+	}
 	switch {
 	case i.Digest != f.version:
 		f.others++
@@ -523,8 +550,10 @@ func (t *turn) enlist(f *fleet, i Instance, settle time.Duration) {
 		}
 	case !i.Live():
 		f.ending++
-	case i.Health == instance.Failing:
+	case i.Health == instance.Failing || t.spent(i):
 		f.failing = append(f.failing, i)
+	case i.Barred:
+		f.aside++
 	case i.Health == instance.Unknown:
 		f.starting = append(f.starting, i)
 	default:

@@ -22,7 +22,13 @@ import (
 // machine drives a scene at random; check is called after every action.
 type machine struct {
 	*scene
-	most map[spec.ComponentName]int // replicas wanted at most, by any head so far
+	most    map[spec.ComponentName]int // replicas wanted at most, by any head so far
+	tainted map[instance.ID]mark       // by checkTaints
+}
+
+type mark struct {
+	taints int
+	barred bool
 }
 
 func (m *machine) anyHead(t *rapid.T) {
@@ -66,8 +72,19 @@ func (m *machine) actions() map[string]func(*rapid.T) {
 		"thrive": func(*rapid.T) {
 			m.see(instance.Passing)
 		},
-		"fail": func(t *rapid.T) { m.see(instance.Failing, m.anyInstance(t)) },
-		"exit": func(t *rapid.T) { m.exit(m.anyInstance(t), 1) },
+		"fail":    func(t *rapid.T) { m.see(instance.Failing, m.anyInstance(t)) },
+		"exit":    func(t *rapid.T) { m.exit(m.anyInstance(t), 1) },
+		"intrude": func(t *rapid.T) { m.intrude(m.anyInstance(t)) },
+		"enter": func(t *rapid.T) {
+			if id := m.anyInstance(t); m.known(id) {
+				m.enter(id, rapid.SampledFrom([]string{"x", "y"}).Draw(t, "session"), time.Duration(rapid.IntRange(0, 100_000).Draw(t, "ms"))*time.Millisecond)
+			}
+		},
+		"leave": func(t *rapid.T) {
+			if id := m.anyInstance(t); m.known(id) && m.env.Instances[id].taintedBy(BySession("x")) {
+				m.leave(id, "x")
+			}
+		},
 		"lose": func(t *rapid.T) { delete(m.host, m.anyInstance(t)) },
 		"wait": func(t *rapid.T) {
 			m.now = m.now.Add(time.Duration(rapid.IntRange(0, 100_000).Draw(t, "ms")) * time.Millisecond)
@@ -80,7 +97,14 @@ func (m *machine) actions() map[string]func(*rapid.T) {
 	}
 }
 
-func newMachine() *machine { return &machine{newScene(), map[spec.ComponentName]int{}} }
+func (m *machine) known(id instance.ID) bool {
+	_, ok := m.env.Instances[id]
+	return ok
+}
+
+func newMachine() *machine {
+	return &machine{newScene(), map[spec.ComponentName]int{}, map[instance.ID]mark{}}
+}
 
 // TestPropertyNext checks what must always hold of Next, in states that chance leads to.
 func TestPropertyNext(t *testing.T) {
@@ -91,6 +115,7 @@ func TestPropertyNext(t *testing.T) {
 			m.checkTurn(t)
 			m.checkSizes(t)
 			m.checkTraffic(t)
+			m.checkTaints(t)
 		}
 		t.Repeat(actions)
 	})
@@ -128,7 +153,7 @@ func (m *machine) checkTurn(t *rapid.T) {
 			break
 		}
 		if again[0].Kind != Gone && n == 1 || n > 5 {
-			t.Fatalf("one turn left steps to do: %v\nafter %v", m.lines(again), m.lines(steps))
+			t.Fatalf("one turn left steps to do: %v\nafter %v\nin %s", m.lines(again), m.lines(steps), m.picture())
 		}
 		if after, err = after.ApplyAll(again, m.now); err != nil {
 			t.Fatal(err)
@@ -203,10 +228,60 @@ func (m *machine) checkTraffic(t *rapid.T) {
 		}
 	}
 	for _, i := range Traffic(m.env, networks).Instances {
-		if e := m.env.Instances[i.ID]; i.Eligible && (!e.Live() || e.Health != instance.Passing) {
+		if e := m.env.Instances[i.ID]; i.Eligible && (!e.Live() || e.Health != instance.Passing || e.Barred) {
 			t.Fatalf("%s is eligible and not healthy", i.ID)
 		}
 	}
+}
+
+// checkTaints: what was tainted once stays so until it is gone, and one that was tainted or tainted and out of traffic gets none again.
+func (m *machine) checkTaints(t *rapid.T) {
+	for id, i := range m.env.Instances {
+		was := m.tainted[id]
+		if len(i.Taints) < was.taints || was.barred && !i.Barred {
+			t.Fatalf("%s had %d taints (barred: %v), and now %d (barred: %v)", id, was.taints, was.barred, len(i.Taints), i.Barred)
+		}
+		if len(i.Taints) > 0 && share(m.env.Traffic[i.Component], i.Digest) == 0 && !i.Barred {
+			t.Fatalf("%s is tainted, has no traffic, and may get some again", id)
+		}
+		m.tainted[id] = mark{len(i.Taints), i.Barred}
+	}
+}
+
+// TestPropertyTaintCostsNoTraffic: on a host that obeys, however many sessions and intruders there are, never do fewer instances serve than
+// wanted, and in the end all tainted ones are replaced.
+func TestPropertyTaintCostsNoTraffic(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		m := &machine{scene: running(settings, "api×1=a", "web×3=a >api"), most: map[spec.ComponentName]int{}, tainted: map[instance.ID]mark{}}
+		actions := m.actions()
+		serving := func(when string) {
+			n := map[spec.ComponentName]int{}
+			for _, i := range m.env.Instances {
+				if m.env.Serving(i) {
+					n[i.Component]++
+				}
+			}
+			if n["web"] < 3 || n["api"] < 1 {
+				t.Fatalf("%s: %v serve\n%s", when, n, m.picture())
+			}
+		}
+		names := []string{"intrude", "enter", "leave", "turn", "act", "thrive", "wait", "wake"}
+		for range rapid.IntRange(1, 60).Draw(t, "actions") {
+			name := rapid.SampledFrom(names).Draw(t, "action")
+			actions[name](t)
+			serving(name)
+		}
+		m.thrive(time.Hour)
+		serving("in the end")
+		for id, i := range m.env.Instances {
+			if len(i.Taints) > 0 {
+				t.Fatalf("%s is still there: %+v", id, i.Taints)
+			}
+		}
+		if got, want := m.picture(), "api: a×1 a:100; web: a×3 a:100"; got != want {
+			t.Fatalf("in the end %q, want %q", got, want)
+		}
+	})
 }
 
 // TestPropertyConvergence: whatever happened, a head gets its way on a host that obeys, and one more turn then finds nothing.
@@ -217,7 +292,7 @@ func TestPropertyConvergence(t *testing.T) {
 		actions := m.actions()
 		for range rapid.IntRange(0, 60).Draw(t, "actions") {
 			name := rapid.SampledFrom(slices.Sorted(maps.Keys(actions))).Draw(t, "action")
-			if len(m.host) == 0 && slices.Contains([]string{"pass", "fail", "exit", "lose"}, name) {
+			if len(m.host) == 0 && slices.Contains([]string{"pass", "fail", "exit", "lose", "intrude", "enter", "leave"}, name) {
 				continue
 			}
 			actions[name](t)

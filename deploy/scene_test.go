@@ -96,6 +96,31 @@ func (s *scene) see(h instance.Health, ids ...instance.ID) {
 	}
 }
 
+// enter opens a session in the instance, that ends by itself when its time is over.
+func (s *scene) enter(id instance.ID, session string, limit time.Duration) {
+	s.taint(Step{Kind: Tainted, ID: id, By: BySession(session), Cause: "a session of alice", Until: s.now.Add(limit).UnixMilli()})
+}
+
+// leave ends that session.
+func (s *scene) leave(id instance.ID, session string) {
+	s.taint(Step{Kind: Tainted, ID: id, By: BySession(session), Cause: "the session is over", Until: s.now.UnixMilli()})
+}
+
+func (s *scene) taint(st Step) {
+	next, err := s.env.Apply(st, s.now)
+	if err != nil {
+		panic(err)
+	}
+	s.env = next
+}
+
+// intrude has the host see a process from outside in the instance.
+func (s *scene) intrude(id instance.ID) {
+	o := s.host[id]
+	o.Foreign = []instance.Foreign{{PID: 4711, Command: "sh", Namespaces: []string{"net"}}}
+	s.host[id] = o
+}
+
 func (s *scene) exit(id instance.ID, code int) {
 	o := s.host[id]
 	o.State, o.Health, o.ExitCode, o.ExitedAt = instance.Exited, instance.Unknown, code, s.now

@@ -7,6 +7,9 @@
 package instance
 
 import (
+	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/invarhq/invar/digest"
@@ -60,4 +63,43 @@ type Observation struct {
 	ExitedAt  time.Time // zero before the exit
 	ExitCode  int       // -1: not known; 128+n: killed by signal n
 	OOM       bool      // killed for want of memory
+	Foreign   []Foreign // processes found in it that are not its own; once seen, they stay until the instance is gone
+}
+
+// Equal reports whether two observations tell the same.
+func (o Observation) Equal(p Observation) bool {
+	return o.Identity == p.Identity && o.State == p.State && o.Health == p.Health && o.Since == p.Since && o.Detail == p.Detail && o.PID == p.PID &&
+		o.StartedAt == p.StartedAt && o.ExitedAt == p.ExitedAt && o.ExitCode == p.ExitCode && o.OOM == p.OOM &&
+		slices.EqualFunc(o.Foreign, p.Foreign, func(a, b Foreign) bool { return a.PID == b.PID && a.TID == b.TID && a.StartedAt.Equal(b.StartedAt) })
+}
+
+// Foreign is a process that was found in an instance and is not the instance's: it joined one of its namespaces, or it was put
+// into its cgroup. All is as measured when it was found.
+type Foreign struct {
+	PID        int       `json:"pid"`           // on the host
+	TID        int       `json:"tid,omitempty"` // of the thread, where only one joined; 0: the process
+	StartedAt  time.Time `json:"started_at"`
+	FoundAt    time.Time `json:"found_at"`
+	Program    string    `json:"program,omitempty"` // its file, as /proc tells it
+	Command    string    `json:"command,omitempty"` // its arguments, cut; or its name, when it was gone too soon to tell
+	UID        int       `json:"uid"`               // on the host
+	Parent     int       `json:"parent"`
+	Namespaces []string  `json:"namespaces,omitempty"` // of the instance's, those that it is in: "net", "mnt" …
+	Cgroup     bool      `json:"cgroup,omitempty"`     // it is in the instance's cgroup
+}
+
+// String names the process and where it is, for people.
+func (f Foreign) String() string {
+	where := strings.Join(f.Namespaces, ", ")
+	switch {
+	case where == "":
+		where = "its cgroup"
+	default:
+		where = "its namespaces " + where
+	}
+	what := f.Command
+	if what == "" {
+		what = f.Program
+	}
+	return fmt.Sprintf("process %d (%s, user %d) in %s", f.PID, what, f.UID, where)
 }

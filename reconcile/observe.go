@@ -86,7 +86,7 @@ func (o *observer) take(all []instance.Observation, nth uint64) []spec.EnvName {
 	defer o.mu.Unlock()
 	concerned := map[spec.EnvName]bool{}
 	for name, view := range o.scratch {
-		if !slices.Equal(view, o.views[name]) {
+		if !slices.EqualFunc(view, o.views[name], instance.Observation.Equal) {
 			o.views[name] = slices.Clone(view)
 			concerned[name] = true
 		}

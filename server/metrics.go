@@ -17,6 +17,7 @@ var (
 	ledgerEntries = prometheus.NewDesc("invar_ledger_entries", "Entries of the ledger.", nil, nil)
 	generation    = prometheus.NewDesc("invar_environment_generation", "Generation of the environment's head.", []string{"environment"}, nil)
 	rolling       = prometheus.NewDesc("invar_environment_state", "1 for the state that the head's rollout is in.", []string{"environment", "state"}, nil)
+	tainted       = prometheus.NewDesc("invar_instances_tainted", "Instances that somebody was in, and that are to be replaced.", []string{"environment"}, nil)
 	instances     = prometheus.NewDesc("invar_environment_instances", "Instances by what the ledger says of their health.", []string{"environment", "health"}, nil)
 )
 
@@ -37,6 +38,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 				counts[i.Health]++
 			}
 		}
+		gauge(tainted, float64(env.TaintedInstances()), string(env.Name))
 		for health, n := range counts {
 			label := string(health)
 			if health == instance.Unknown {

@@ -42,6 +42,11 @@ func samples() []state.Entry {
 			s.Instance = &instance.Identity{ID: "web-aaaaaaaaaa", Env: "prod", Component: "web", Digest: d, Release: d, Generation: 1}
 			s.Shares = []deploy.Share{{Version: d, Percent: 100}}
 			s.Cause = "because"
+			if s.Kind == deploy.Tainted {
+				at := time.Date(2026, 11, 25, 10, 0, 0, 5e6, time.UTC)
+				s.By, s.Until = deploy.BySession("abcdefghabcd"), at.UnixMilli()
+				s.Foreign = []instance.Foreign{{PID: 7, TID: 8, StartedAt: at, FoundAt: at, Program: "/bin/sh", Command: "sh -i", UID: 1000, Parent: 6, Namespaces: []string{"net"}, Cgroup: true}}
+			}
 			datas = append(datas, s)
 		}
 	}

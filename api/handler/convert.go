@@ -64,7 +64,7 @@ func summaryOf(e state.Environment, head state.Generation) api.EnvironmentSummar
 	out := api.EnvironmentSummary{
 		Name: string(e.Name), Generation: head.Number, Release: head.Release, Bundle: head.Bundle,
 		State: string(head.Outcome), Cause: head.Cause, By: head.Actor.String(), Reason: head.Reason,
-		At: head.At, EndedAt: when(head.EndedAt), Total: len(e.Instances),
+		At: head.At, EndedAt: when(head.EndedAt), Total: len(e.Instances), Tainted: e.TaintedInstances(),
 	}
 	if !e.Destroyed() {
 		out.App = string(e.App)
@@ -169,6 +169,9 @@ func instanceOf(e state.Environment, i deploy.Instance, o instance.Observation, 
 		out.Phase = "retiring"
 	case !o.StartedAt.IsZero() || i.EverHealthy:
 		out.Phase = "started"
+	}
+	if t, ok := i.Tainted(); ok {
+		out.Tainted = &api.Taint{Since: t.Since, Cause: t.Cause, By: t.By, Until: when(t.Until)}
 	}
 	if o.State == instance.Exited {
 		out.Exit = &api.Exit{Code: o.ExitCode, OOM: o.OOM, At: when(o.ExitedAt)}
