@@ -124,11 +124,16 @@ func (l *Log) ProveConsistency(ctx context.Context, oldSize, newSize int64) (tlo
 // https://c2sp.org/tlog-proof, with the newest checkpoint.
 func (l *Log) Prove(ctx context.Context, i int64) ([]byte, error) {
 	head := l.head.Load()
-	hashes, err := l.ProveInclusion(ctx, i, head.Size)
+	return l.ProveIn(ctx, i, head.Size, head.Checkpoint)
+}
+
+// ProveIn is Prove with the checkpoint of another size, which may have cosignatures.
+func (l *Log) ProveIn(ctx context.Context, i, size int64, checkpoint []byte) ([]byte, error) {
+	hashes, err := l.ProveInclusion(ctx, i, size)
 	if err != nil {
 		return nil, err
 	}
-	p := formats.TLogProof{Index: uint64(i), Checkpoint: head.Checkpoint}
+	p := formats.TLogProof{Index: uint64(i), Checkpoint: checkpoint}
 	for _, h := range hashes {
 		p.Hashes = append(p.Hashes, h)
 	}

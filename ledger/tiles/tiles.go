@@ -35,6 +35,9 @@ const (
 	cachedTiles = 64
 )
 
+// Checkpoint is the file of the signed tree head.
+const Checkpoint = "checkpoint"
+
 // Dir is a copy of a tiled log: a ledger.Source. Its methods may be called by any number of goroutines.
 type Dir struct {
 	fsys fs.FS
@@ -48,9 +51,10 @@ var _ ledger.Source = (*Dir)(nil)
 // New returns the copy whose checkpoint is the file of this name at the root of fsys.
 func New(fsys fs.FS) *Dir { return &Dir{fsys: fsys, cache: make(map[tlog.Tile][]byte)} }
 
-// Load returns the checkpoint and the size that it claims. Its signature is not checked here.
+// Load returns the checkpoint, without signatures of others than the log, and the size that it claims. Its signature is not
+// checked here; what cosignatures are worth, package ledger/witness tells.
 func (d *Dir) Load(context.Context) (store.Head, error) {
-	signed, err := fs.ReadFile(d.fsys, "checkpoint")
+	signed, err := fs.ReadFile(d.fsys, Checkpoint)
 	if errors.Is(err, fs.ErrNotExist) {
 		return store.Head{}, fault.Errorf(fault.NotFound, "reading a tiled log: %w", err)
 	}
@@ -61,7 +65,23 @@ func (d *Dir) Load(context.Context) (store.Head, error) {
 	if _, err := c.Unmarshal(signed); err != nil || int64(c.Size) < 0 {
 		return store.Head{}, fault.Errorf(fault.Corrupt, "the checkpoint is not one: %v", err)
 	}
-	return store.Head{Size: int64(c.Size), Checkpoint: signed}, nil
+	return store.Head{Size: int64(c.Size), Checkpoint: ownPart(signed, c.Origin)}, nil
+}
+
+// ownPart returns a signed note without the signatures of others than origin.
+func ownPart(signed []byte, origin string) []byte {
+	_, signatures, ok := bytes.Cut(signed, []byte("\n\n"))
+	if !ok {
+		return signed
+	}
+	out := bytes.Clone(signed[:len(signed)-len(signatures)])
+	for line := range bytes.Lines(signatures) {
+		name, _, signature := bytes.Cut(bytes.TrimPrefix(line, []byte("— ")), []byte(" "))
+		if !signature || !bytes.HasPrefix(line, []byte("— ")) || string(name) == origin {
+			out = append(out, line...)
+		}
+	}
+	return out
 }
 
 // Checkpoints yields the one checkpoint, when its size is in the range.

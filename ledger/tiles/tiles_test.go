@@ -297,3 +297,26 @@ func TestTilesBeyondTheTreeAreNotFound(t *testing.T) {
 		}
 	}
 }
+
+// Cosignatures of witnesses on the checkpoint are no damage; a second signature in the log's name is.
+func TestCosignaturesOnTheCheckpointAreNoDamage(t *testing.T) {
+	for name, c := range map[string]struct {
+		more string
+		ok   bool
+	}{
+		"a cosignature":               {"— witness.example/w jWbPPwAAAABkGFDLEZMHwSRaJNiIDoe9DYn/zXcrtPHeolMI5OWXEhZCB9dlrDJsX3b2oyin1nPZqhf5nNo0xUe+mbIUBkBIfZ+qnA==\n", true},
+		"in the log's name":           {"— " + origin + " jWbPPwAAAABkGFDLEZMHwSRaJNiIDoe9DYn/zXcrtPHeolMI5OWXEhZCB9dlrDJsX3b2oyin1nPZqhf5nNo0xUe+mbIUBkBIfZ+qnA==\n", false},
+		"a line that is no signature": {"witness.example/w AAAA\n", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			log := newLog(t)
+			log.grow(t, 3)
+			files := make(fstest.MapFS)
+			log.copyTo(t, files)
+			files[tiles.Checkpoint].Data = append(files[tiles.Checkpoint].Data, c.more...)
+			if _, err := ledger.Verify(t.Context(), tiles.New(files), log.vkey); (err == nil) != c.ok {
+				t.Errorf("%v", err)
+			}
+		})
+	}
+}

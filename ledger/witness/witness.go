@@ -186,6 +186,30 @@ func Check(signed []byte, log note.Verifier, p Policy) (Result, error) {
 	return Result{Checkpoint: c, By: by, Quorum: p.met(has)}, nil
 }
 
+// Vouched returns the newest of these checkpoints of a log that has the quorum; its Quorum is false when none has. It fails with
+// fault.Corrupt when the quorum does not hold for all size entries of the log. A policy that asks for none is content.
+func Vouched(size int64, log note.Verifier, p Policy, checkpoints ...[]byte) (newest Result, err error) {
+	if !p.Asks() {
+		return newest, nil
+	}
+	for _, signed := range checkpoints {
+		r, err := Check(signed, log, p)
+		if err != nil {
+			return newest, err
+		}
+		if r.Quorum && (!newest.Quorum || r.Checkpoint.Size > newest.Checkpoint.Size) {
+			newest = r
+		}
+	}
+	switch {
+	case newest.Quorum && newest.Checkpoint.Size >= size:
+		return newest, nil
+	case newest.Quorum:
+		return newest, fault.Errorf(fault.Corrupt, "the newest checkpoint, of %d entries, lacks the quorum of witnesses: it holds up to %d", size, newest.Checkpoint.Size)
+	}
+	return newest, fault.Errorf(fault.Corrupt, "the newest checkpoint, of %d entries, lacks the quorum of witnesses, and no other that is here has it", size)
+}
+
 // cosignatures returns those that a note has of these witnesses.
 func cosignatures(signed []byte, witnesses ...Verifier) ([]Cosignature, error) {
 	list := make([]note.Verifier, len(witnesses))

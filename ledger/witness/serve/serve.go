@@ -17,6 +17,8 @@ package serve
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -39,7 +41,7 @@ import (
 // Config says who a witness is and what it is for.
 type Config struct {
 	Dir  string        // made when it is missing or empty
-	Name string        // of the key that is made then
+	Name string        // of the key that is made then; "" takes the machine's and a random part
 	Logs []witness.Log // that it cosigns; one at least
 	Log  *slog.Logger
 }
@@ -111,6 +113,9 @@ func (w *Witness) begin(name string) ([]byte, error) {
 			return nil, fault.WithHint(fault.Errorf(fault.Corrupt, "the directory of a witness without %s", secretFile), "restore the key, or make a new witness in an empty directory")
 		}
 	}
+	if name == "" {
+		name = newName()
+	}
 	secret, err := witness.GenerateKey(name)
 	if err != nil {
 		return nil, err
@@ -126,6 +131,17 @@ func (w *Witness) begin(name string) ([]byte, error) {
 		return nil, err
 	}
 	return []byte(secret), durable.Write(w.path(secretFile), []byte(secret+"\n"), 0o600)
+}
+
+// newName names a witness: unique, and recognisable for whoever runs the machine.
+func newName() string {
+	host, err := os.Hostname()
+	if err != nil || host == "" {
+		host = "localhost"
+	}
+	b := make([]byte, 4)
+	rand.Read(b)
+	return fmt.Sprintf("%s/witness-%s", host, hex.EncodeToString(b))
 }
 
 func (w *Witness) path(name string) string { return filepath.Join(w.dir, name) }
