@@ -62,6 +62,7 @@ const (
 	PathEntry        = "/v1/ledger/entries/{index}"
 	PathCheckpoint   = "/v1/ledger/checkpoint"
 	PathVerify       = "/v1/ledger/verify"
+	PathWitnesses    = "/v1/ledger/witnesses"
 	PathTokens       = "/v1/tokens"
 	PathToken        = "/v1/tokens/{id}"
 

@@ -399,6 +399,35 @@ type Checkpoint struct {
 	VKey     string `json:"vkey" doc:"Verifier key of the note."`
 }
 
+// Witnesses is how the ledger stands with those who watch it from elsewhere (https://c2sp.org/tlog-witness).
+type Witnesses struct {
+	Policy     string         `json:"policy" doc:"Which witnesses there are and what makes a quorum (https://c2sp.org/tlog-policy)."`
+	Size       uint64         `json:"size" doc:"Number of entries."`
+	QuorumSize uint64         `json:"quorum_size" doc:"Entries up to which a quorum has cosigned; 0 when none has."`
+	Cosigned   string         `json:"cosigned,omitempty" doc:"The newest checkpoint with a quorum, with its cosignatures (https://c2sp.org/tlog-cosignature)."`
+	Witnesses  []Witness      `json:"witnesses" doc:"Each witness."`
+	Alarms     []WitnessAlarm `json:"alarms" doc:"What is wrong with the ledger itself, by what was cosigned of it."`
+	Raised     int            `json:"raised" doc:"Alarms since the server started, those of the witnesses included."`
+}
+
+// Witness is how the ledger stands with one witness.
+type Witness struct {
+	Name   string         `json:"name" doc:"Its name in the policy."`
+	VKey   string         `json:"vkey" doc:"Verifier key of its cosignatures."`
+	URL    string         `json:"url,omitempty" doc:"Where it is asked; absent when it is not."`
+	Size   uint64         `json:"size" doc:"Entries that it cosigned last; 0 when it never did."`
+	Time   *time.Time     `json:"time,omitempty" doc:"When, by its clock."`
+	Error  string         `json:"error,omitempty" doc:"Why it did not cosign when it was asked last."`
+	Alarms []WitnessAlarm `json:"alarms" doc:"What it knows otherwise than the ledger does."`
+}
+
+// WitnessAlarm is an inconsistency between the ledger and what its witnesses have seen. It stays until the server restarts.
+type WitnessAlarm struct {
+	Kind  string    `json:"kind" enum:"ahead,forked,refused,set-back,cut-back,replaced,damaged" doc:"What is inconsistent."`
+	Since time.Time `json:"since" doc:"When it was first seen."`
+	Cause string    `json:"cause" doc:"The same, for people."`
+}
+
 // Verification is the result of checking the whole ledger.
 type Verification struct {
 	OK       bool     `json:"ok" doc:"Whether every check held."`

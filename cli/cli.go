@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/invarhq/invar/fault"
+	"github.com/invarhq/invar/ledger/witness"
 )
 
 // Exit statuses.
@@ -52,8 +53,13 @@ type Daemons struct {
 	Server  func(ctx context.Context, c ServerConfig) error
 	Stop    func(ctx context.Context, dataDir string) error // ends server, gateway, instances and launcher; the data stays
 	Gateway func(ctx context.Context) error
-	// VerifyDir checks the ledger of a copied data directory, offline.
-	VerifyDir func(ctx context.Context, dir, vkey string) (VerifyReport, error)
+	// VerifyDir checks the ledger of a copied data directory, or of a directory of tiles, offline. When the policy asks for
+	// cosignatures, they must reach as far as the ledger.
+	VerifyDir func(ctx context.Context, dir, vkey string, policy witness.Policy) (VerifyReport, error)
+	// Witness runs a witness, and gives started its verifier key.
+	Witness func(ctx context.Context, c WitnessConfig, started func(vkey string)) error
+	// ReadWitness reads what the witness in a directory remembers.
+	ReadWitness func(dir string) (WitnessStatus, error)
 }
 
 // ServerConfig is what the flags of "invar server" say.
@@ -65,6 +71,8 @@ type ServerConfig struct {
 	ACME     string // directory URL of the certificate authority for routes with tls = "acme"
 	ACMEMail string
 	ACMERoot string // file of PEM certificates that the ACME server is trusted by; "" is the system's
+
+	Witnesses witness.Policy // who watches the ledger from elsewhere, and what makes a quorum of them
 }
 
 // exitError ends the program with a status of its own.
@@ -173,7 +181,7 @@ func (a *app) root() *cobra.Command {
 	group(root, "app", a.fmtCommand(), a.validateCommand(), a.lockCommand(), a.buildCommand())
 	group(root, "env", a.planCommand(), a.applyCommand(), a.statusCommand(), a.historyCommand(), a.showCommand(),
 		a.diffCommand(), a.rollbackCommand(), a.logsCommand(), a.destroyCommand())
-	group(root, "proof", a.verifyCommand(), a.ledgerCommand())
+	group(root, "proof", a.verifyCommand(), a.ledgerCommand(), a.witnessCommand())
 	root.AddCommand(a.tokenCommand(), a.gatewayCommand(), a.manCommand())
 	root.CompletionOptions.HiddenDefaultCmd = false
 	a.complete(root)

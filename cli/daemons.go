@@ -12,6 +12,7 @@ import (
 
 func (a *app) serverCommand() *cobra.Command {
 	var cfg ServerConfig
+	var witnesses witnessFlags
 	c := &cobra.Command{
 		Use:   "server",
 		Short: "Run the server",
@@ -21,7 +22,12 @@ over --listen with a token ("invar token create NAME"). Traffic enters at --gate
 Instances and the gateway run on while the server is stopped, killed or upgraded; it finds them again when it
 starts. "invar server stop" retires them as well.`,
 		Args: cobra.NoArgs,
-		RunE: func(c *cobra.Command, _ []string) error { return a.Daemons.Server(c.Context(), cfg) },
+		RunE: func(c *cobra.Command, _ []string) (err error) {
+			if cfg.Witnesses, err = witnesses.policy(); err != nil {
+				return err
+			}
+			return a.Daemons.Server(c.Context(), cfg)
+		},
 	}
 	f := c.Flags()
 	f.StringVar(&cfg.Data, "data", DefaultData, "data `DIR`ectory; made when it is missing or empty")
@@ -31,6 +37,7 @@ starts. "invar server stop" retires them as well.`,
 	f.StringVar(&cfg.ACME, "acme", "", "directory `URL` of the ACME authority for routes with tls = \"acme\"")
 	f.StringVar(&cfg.ACMEMail, "acme-email", "", "`ADDRESS` that the ACME authority may write to")
 	f.StringVar(&cfg.ACMERoot, "acme-root", "", "`FILE` of PEM certificates that the ACME server is trusted by")
+	witnesses.add(f, "witness-quorum", "ask this `WITNESS` to cosign the ledger's checkpoints: VKEY@URL, or a file of C2SP tlog-policy")
 	c.AddCommand(a.serverStopCommand())
 	return c
 }

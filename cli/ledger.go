@@ -4,7 +4,6 @@ import (
 	"encoding/base64"
 	"fmt"
 	"io"
-	"os"
 	"strconv"
 	"strings"
 	"time"
@@ -14,6 +13,7 @@ import (
 	"github.com/invarhq/invar/api"
 	"github.com/invarhq/invar/api/client"
 	"github.com/invarhq/invar/fault"
+	"github.com/invarhq/invar/ledger/witness"
 )
 
 func (a *app) ledgerCommand() *cobra.Command {
@@ -25,7 +25,7 @@ has not happened.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
-	c.AddCommand(a.ledgerLogCommand(), a.ledgerShowCommand(), a.ledgerProveCommand(), a.ledgerVerifyCommand())
+	c.AddCommand(a.ledgerLogCommand(), a.ledgerShowCommand(), a.ledgerProveCommand(), a.ledgerVerifyCommand(), a.ledgerWitnessesCommand())
 	return c
 }
 
@@ -165,10 +165,34 @@ type VerifyReport struct {
 	Size   int64         `json:"size"`
 	Root   string        `json:"root"` // hash of the tree, base64
 	Took   time.Duration `json:"-"`
+
+	Cosigned []Cosigned `json:"cosigned,omitempty"` // by witnesses that were asked for
+}
+
+// Cosigned is a witness that cosigned all that was verified.
+type Cosigned struct {
+	Name string    `json:"name"`
+	Time time.Time `json:"time"` // by its clock
+}
+
+// CosignedBy tells who vouches for a checkpoint.
+func CosignedBy(r witness.Result) []Cosigned {
+	var out []Cosigned
+	for _, c := range r.By {
+		out = append(out, Cosigned{c.Witness.Name(), c.Time})
+	}
+	return out
+}
+
+func (a *app) sayCosigned(by []Cosigned) {
+	for _, c := range by {
+		fmt.Fprintf(a.Stdout, "cosigned by %s at %s\n", c.Name, c.Time.Format(time.RFC3339))
+	}
 }
 
 func (a *app) ledgerVerifyCommand() *cobra.Command {
 	var key string
+	var witnesses witnessFlags
 	c := &cobra.Command{
 		Use:   "verify [DIR]",
 		Short: "Check every entry, hash and checkpoint",
@@ -177,25 +201,33 @@ It names the first bad entry, and then exits with 6.
 
 With DIR, a copy of a data directory or a directory of served tiles, it works offline: no server, no
 network. --key is the log's verifier key, which an auditor keeps apart from the data; without it the key
-that lies beside the data is used, which shows damage but not forgery.`,
+that lies beside the data is used, which shows damage but not forgery.
+
+With --witness, a quorum of these witnesses must have cosigned the newest checkpoint: that the log showed others the same
+history. Where it does not reach so far, verify exits with 6 and says up to where it holds.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			if len(args) == 1 {
-				return a.verifyDir(c, args[0], key)
+			policy, err := witnesses.policy()
+			if err != nil {
+				return err
 			}
-			return a.verifyServer(c)
+			if key != "" {
+				key = textOr(key)
+			}
+			if len(args) == 1 {
+				return a.verifyDir(c, args[0], key, policy)
+			}
+			return a.verifyServer(c, key, policy)
 		},
 	}
 	c.Flags().StringVar(&key, "key", "", "the log's verifier key, or a `FILE` that holds it")
+	witnesses.add(c.Flags(), "quorum", "verifier key of a `WITNESS`, or a file of C2SP tlog-policy")
 	return c
 }
 
-func (a *app) verifyDir(c *cobra.Command, dir, key string) error {
-	if b, err := os.ReadFile(key); err == nil {
-		key = strings.TrimSpace(string(b))
-	}
+func (a *app) verifyDir(c *cobra.Command, dir, key string, policy witness.Policy) error {
 	started := time.Now()
-	r, err := a.Daemons.VerifyDir(c.Context(), dir, key)
+	r, err := a.Daemons.VerifyDir(c.Context(), dir, key, policy)
 	if err != nil {
 		return err
 	}
@@ -204,10 +236,39 @@ func (a *app) verifyDir(c *cobra.Command, dir, key string) error {
 		return a.json(r)
 	}
 	_, err = fmt.Fprintf(a.Stdout, "%s: %s verified in %s\nlog %s\nroot %s\n", a.outStyle().good("ok"), entriesWord(r.Size), r.Took.Round(time.Millisecond), r.Origin, r.Root)
+	a.sayCosigned(r.Cosigned)
 	return err
 }
 
-func (a *app) verifyServer(c *cobra.Command) error {
+// vouched checks that a quorum of witnesses vouches for what the server has.
+func (a *app) vouched(c *cobra.Command, cl *client.Client, key string, size uint64, policy witness.Policy) ([]Cosigned, error) {
+	if !policy.Asks() {
+		return nil, nil
+	}
+	newest, err := cl.Checkpoint(c.Context())
+	if err != nil {
+		return nil, err
+	}
+	w, err := cl.Witnesses(c.Context())
+	if err != nil {
+		return nil, err
+	}
+	if key == "" {
+		key = newest.VKey
+	}
+	l, err := witness.ParseLog(key)
+	if err != nil {
+		return nil, err
+	}
+	notes := [][]byte{[]byte(newest.Note)}
+	if w.Cosigned != "" {
+		notes = append(notes, []byte(w.Cosigned))
+	}
+	r, err := witness.Vouched(int64(size), l.Verifier, policy, notes...)
+	return CosignedBy(r), err
+}
+
+func (a *app) verifyServer(c *cobra.Command, key string, policy witness.Policy) error {
 	cl, err := a.client()
 	if err != nil {
 		return err
@@ -224,11 +285,16 @@ func (a *app) verifyServer(c *cobra.Command) error {
 	if !v.OK {
 		return exit(ExitUntrue, badSpot(v.Problem))
 	}
+	by, err := a.vouched(c, cl, key, v.Size, policy)
+	if err != nil {
+		return err
+	}
 	if a.output == "json" {
 		return nil
 	}
 	_, err = fmt.Fprintf(a.Stdout, "%s: %s verified in %d ms\nlog %s\nroot %s\n", a.outStyle().good("ok"), entriesWord(int64(v.Size)), v.Millis, v.Origin,
 		base64.StdEncoding.EncodeToString(v.RootHash))
+	a.sayCosigned(by)
 	return err
 }
 

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/mod/sumdb/note"
 
+	"github.com/invarhq/invar/durable"
 	"github.com/invarhq/invar/fault"
 	"github.com/invarhq/invar/ledger"
 	"github.com/invarhq/invar/spec"
@@ -31,6 +32,8 @@ const (
 	ociDir     = "oci"
 	rootsDir   = "roots"
 	gatewayDir = "gateway"
+
+	cosignedFile = "checkpoint.cosigned" // the newest checkpoint with a quorum of witnesses; in a copy of the tiles as well
 )
 
 // key is the ledger's signing key, and the name of the log.
@@ -107,7 +110,7 @@ func (d *data) begin() error {
 		return nil
 	}
 	d.begun = true
-	return writeNew(d.path(publicKey), d.key.vkey+"\n", 0o644)
+	return durable.Write(d.path(publicKey), []byte(d.key.vkey+"\n"), 0o644)
 }
 
 func (d *data) openKey() error {
@@ -142,7 +145,7 @@ func (d *data) makeKey() error {
 	if err := os.MkdirAll(filepath.Dir(d.path(secretKey)), 0o700); err != nil {
 		return fmt.Errorf("making the ledger's key: %w", err)
 	}
-	if err := writeNew(d.path(secretKey), secret+"\n", 0o600); err != nil {
+	if err := durable.Write(d.path(secretKey), []byte(secret+"\n"), 0o600); err != nil {
 		return fmt.Errorf("making the ledger's key: %w", err)
 	}
 	return d.parseKey(secret)
@@ -158,25 +161,4 @@ func newOrigin() string {
 	b := make([]byte, 4)
 	rand.Read(b)
 	return fmt.Sprintf("%s/invar-%s", host, hex.EncodeToString(b))
-}
-
-// writeNew writes a small file durably. It replaces what a crash may have left of an earlier try.
-func writeNew(path, content string, mode fs.FileMode) error {
-	f, err := os.CreateTemp(filepath.Dir(path), ".new-*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name())
-	_, err = f.WriteString(content)
-	if err := errors.Join(err, f.Chmod(mode), f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
 }

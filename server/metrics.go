@@ -5,16 +5,20 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"github.com/invarhq/invar/instance"
+	"github.com/invarhq/invar/ledger/witness/collect"
 	"github.com/invarhq/invar/state"
 )
 
 // collector reads the newest state when it is asked: there is nothing to keep in step.
 type collector struct {
-	now func() state.State
+	now       func() state.State
+	witnesses func() collect.Status
 }
 
 var (
 	ledgerEntries = prometheus.NewDesc("invar_ledger_entries", "Entries of the ledger.", nil, nil)
+	witnessAlarms = prometheus.NewDesc("invar_ledger_witness_alarms_total", "Inconsistencies between the ledger and what its witnesses have seen, since the server started.", nil, nil)
+	witnessed     = prometheus.NewDesc("invar_ledger_witnessed_entries", "Entries up to which a quorum of witnesses has cosigned.", nil, nil)
 	generation    = prometheus.NewDesc("invar_environment_generation", "Generation of the environment's head.", []string{"environment"}, nil)
 	rolling       = prometheus.NewDesc("invar_environment_state", "1 for the state that the head's rollout is in.", []string{"environment", "state"}, nil)
 	tainted       = prometheus.NewDesc("invar_instances_tainted", "Instances that somebody was in, and that are to be replaced.", []string{"environment"}, nil)
@@ -29,6 +33,9 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
 	}
 	gauge(ledgerEntries, float64(now.Size()))
+	w := c.witnesses()
+	gauge(witnessed, float64(w.UpTo))
+	ch <- prometheus.MustNewConstMetric(witnessAlarms, prometheus.CounterValue, float64(w.Raised))
 	for env := range now.Environments() {
 		gauge(generation, float64(env.Head.Number), string(env.Name))
 		gauge(rolling, 1, string(env.Name), string(env.Head.Outcome))
@@ -50,8 +57,8 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 }
 
 // newRegistry has the server's metrics and those of its process.
-func newRegistry(now func() state.State) *prometheus.Registry {
+func newRegistry(now func() state.State, witnesses func() collect.Status) *prometheus.Registry {
 	r := prometheus.NewRegistry()
-	r.MustRegister(collector{now}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	r.MustRegister(collector{now, witnesses}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return r
 }

@@ -4,6 +4,7 @@
 // Start order, and what each step leaves when the server dies after it:
 //
 //	data directory, ledger    nothing runs yet; a second server is refused
+//	witnesses                 what they cosigned is compared with the ledger: alarms, if it was cut back
 //	host                      finds the launcher and what runs; starts the launcher when there is none
 //	gateway                   finds the process that serves, or starts one with the last table
 //	loops                     go on with every rollout from what ledger and host say
@@ -34,6 +35,8 @@ import (
 	"github.com/invarhq/invar/fault"
 	"github.com/invarhq/invar/gateway/proxy"
 	"github.com/invarhq/invar/image/registry"
+	"github.com/invarhq/invar/ledger/witness"
+	"github.com/invarhq/invar/ledger/witness/collect"
 	"github.com/invarhq/invar/reconcile"
 	"github.com/invarhq/invar/runtime/local"
 )
@@ -49,6 +52,10 @@ type Config struct {
 	Command  []string // starts the gateway: this program and its arguments
 	Launcher string   // path of the launcher's program; "" is the one that this program carries
 	Log      *slog.Logger
+
+	// Witnesses says who watches the ledger from elsewhere, and what makes a quorum of them. It is asked again and again, and
+	// may change. nil: nobody.
+	Witnesses func() witness.Policy
 }
 
 // stopWithin bounds the time that requests under way get when the server is told to stop.
@@ -65,6 +72,7 @@ type Server struct {
 	host    *local.Host
 	gateway *proxy.Supervisor
 	loops   *reconcile.Reconciler
+	collect *collect.Collector
 	api     *handler.Handler
 }
 
@@ -72,7 +80,7 @@ type Server struct {
 func Run(ctx context.Context, config Config) (err error) {
 	s := &Server{config: config, log: config.Log, started: time.Now()}
 	defer func() { err = errors.Join(err, s.close()) }()
-	for _, step := range []func(context.Context) error{s.openLedger, s.openHost, s.openGateway, s.openAPI} {
+	for _, step := range []func(context.Context) error{s.openLedger, s.openWitnesses, s.openHost, s.openGateway, s.openAPI} {
 		if err := step(ctx); err != nil {
 			return err
 		}
@@ -135,8 +143,9 @@ func (s *Server) openAPI(ctx context.Context) (err error) {
 	s.api, err = handler.New(handler.Config{
 		Control: s.control, Host: s.host, Source: s.data.store, Verifier: s.data.key.verifier, VKey: s.data.key.vkey, Log: s.log,
 		Version: s.config.Version, DataFormat: DataFormat, StartedAt: s.started, Machine: s.machine(),
+		Cosigned: s.collect.Cosigned, Witnesses: s.witnesses,
 		Gateway: s.gateway.Status, Healthy: s.healthy, Registry: s.content.Handler(ctx),
-		Metrics: promhttp.HandlerFor(newRegistry(s.control.State), promhttp.HandlerOpts{}),
+		Metrics: promhttp.HandlerFor(newRegistry(s.control.State, s.collect.Status), promhttp.HandlerOpts{}),
 	})
 	return err
 }
@@ -172,6 +181,7 @@ func (s *Server) serve(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return s.loops.Run(ctx) })
 	group.Go(func() error { return s.destroyVolumes(ctx) })
+	group.Go(func() error { return s.collect.Run(ctx) })
 	web := s.api.Server()
 	for _, l := range listeners {
 		group.Go(func() error {
@@ -234,6 +244,9 @@ func (s *Server) close() error {
 		ctx, cancel := context.WithTimeout(context.Background(), stopWithin)
 		defer cancel()
 		errs = append(errs, s.control.Close(ctx))
+	}
+	if s.collect != nil {
+		s.finishWitnesses()
 	}
 	if s.data != nil {
 		errs = append(errs, s.data.store.Close())

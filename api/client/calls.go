@@ -131,6 +131,11 @@ func (c *Client) Checkpoint(ctx context.Context) (api.Checkpoint, error) {
 	return call[api.Checkpoint](ctx, c, http.MethodGet, api.PathCheckpoint, nil, nil)
 }
 
+// Witnesses reads how the ledger stands with its witnesses.
+func (c *Client) Witnesses(ctx context.Context) (api.Witnesses, error) {
+	return call[api.Witnesses](ctx, c, http.MethodGet, api.PathWitnesses, nil, nil)
+}
+
 // Verify has the server check its whole ledger. To check without trusting the server, read the tiles.
 func (c *Client) Verify(ctx context.Context) (api.Verification, error) {
 	return call[api.Verification](ctx, c, http.MethodPost, api.PathVerify, nil, nil)

@@ -59,6 +59,11 @@ type Config struct {
 	// Healthy says why the server can't do its work, or nil.
 	Healthy func(context.Context) error
 
+	// Cosigned returns a checkpoint of the ledger with the cosignatures that it has so far; nil: none has any.
+	Cosigned func(checkpoint []byte) []byte
+	// Witnesses tells how the ledger stands with its witnesses; nil: it has none.
+	Witnesses func() api.Witnesses
+
 	Names    []string     // by which we are reached over TCP, beside addresses and localhost; may be nil
 	Registry http.Handler // the OCI registry under /v2/; nil: none
 	Metrics  http.Handler // what is scraped at /metrics; nil: none
@@ -85,6 +90,14 @@ type Handler struct {
 // New returns the API.
 func New(config Config) (*Handler, error) {
 	useProblems()
+	if config.Cosigned == nil {
+		config.Cosigned = func(checkpoint []byte) []byte { return checkpoint }
+	}
+	if config.Witnesses == nil {
+		config.Witnesses = func() api.Witnesses {
+			return api.Witnesses{Policy: "quorum none\n", Size: uint64(config.Control.Ledger().Size()), Witnesses: []api.Witness{}, Alarms: []api.WitnessAlarm{}}
+		}
+	}
 	mux := http.NewServeMux()
 	h := &Handler{config: config, log: config.Log, api: humago.New(mux, describe()), closing: make(chan struct{})}
 	h.registerServer()

@@ -30,7 +30,7 @@ func (h *Handler) registerLedger() {
 	register(h, huma.Operation{
 		OperationID: "get-entry", Method: http.MethodGet, Path: api.PathEntry, Tags: []string{tagLedger},
 		Summary:     "Prove an entry",
-		Description: "One entry with its exact bytes, and the proof that the ledger holds it, against the newest checkpoint.",
+		Description: "One entry with its exact bytes, and the proof that the ledger holds it: against the newest checkpoint that a quorum of witnesses cosigned, or the newest of all where that does not hold it yet.",
 	}, func(ctx context.Context, in *struct {
 		Index int64 `path:"index" minimum:"0" doc:"Place in the ledger, from 0."`
 	}) (*body[api.Proof], error) {
@@ -42,6 +42,13 @@ func (h *Handler) registerLedger() {
 		Description: "Keep it: a later ledger that does not begin with this one has been rewritten.",
 	}, func(ctx context.Context, _ *struct{}) (*body[api.Checkpoint], error) {
 		return answerWith(h.checkpoint())
+	})
+	register(h, huma.Operation{
+		OperationID: "get-witnesses", Method: http.MethodGet, Path: api.PathWitnesses, Tags: []string{tagLedger},
+		Summary:     "Read how the ledger stands with its witnesses",
+		Description: "What each witness cosigned last, up to which entry a quorum holds, and alarms. The newest checkpoint with a quorum is also served as /ledger/checkpoint.cosigned.",
+	}, func(ctx context.Context, _ *struct{}) (*body[api.Witnesses], error) {
+		return answerWith(h.config.Witnesses(), nil)
 	})
 	register(h, huma.Operation{
 		OperationID: "verify-ledger", Method: http.MethodPost, Path: api.PathVerify, Tags: []string{tagLedger},
@@ -98,7 +105,7 @@ func (h *Handler) prove(ctx context.Context, index int64) (api.Proof, error) {
 	if err != nil {
 		return api.Proof{}, err
 	}
-	text, err := log.Prove(ctx, index)
+	text, err := h.proof(ctx, log, index)
 	if err != nil {
 		return api.Proof{}, err
 	}
@@ -122,6 +129,15 @@ func (h *Handler) prove(ctx context.Context, index int64) (api.Proof, error) {
 	return out, nil
 }
 
+// proof returns the proof of an entry as text. With a checkpoint that a quorum cosigned, it shows to whoever trusts the
+// witnesses that all others see the entry as well.
+func (h *Handler) proof(ctx context.Context, log *ledger.Log, index int64) ([]byte, error) {
+	if w := h.config.Witnesses(); w.QuorumSize > uint64(index) {
+		return log.ProveIn(ctx, index, int64(w.QuorumSize), []byte(w.Cosigned))
+	}
+	return log.Prove(ctx, index)
+}
+
 // checkpointIn returns the signed note at the end of a proof: what follows its first empty line.
 func checkpointIn(proof []byte) string {
 	_, note, _ := strings.Cut(string(proof), "\n\n")
@@ -129,7 +145,7 @@ func checkpointIn(proof []byte) string {
 }
 
 func (h *Handler) checkpoint() (api.Checkpoint, error) {
-	note := h.config.Control.Ledger().Checkpoint()
+	note := h.config.Cosigned(h.config.Control.Ledger().Checkpoint())
 	c, err := ledger.ParseCheckpoint(note, h.config.Verifier)
 	if err != nil {
 		return api.Checkpoint{}, err
@@ -165,10 +181,32 @@ func badSpotOf(d *ledger.Damage) *api.BadSpot {
 	return out
 }
 
+// Resources of the tiled log that change, relative to its prefix.
+const (
+	pathCheckpoint = "checkpoint"          // the newest, with the cosignatures that it has so far
+	pathCosigned   = "checkpoint.cosigned" // the newest with a quorum
+)
+
+// resource returns a resource of the tiled log.
+func (h *Handler) resource(ctx context.Context, path string) ([]byte, error) {
+	if path == pathCosigned {
+		w := h.config.Witnesses()
+		if w.Cosigned == "" {
+			return nil, fault.Errorf(fault.NotFound, "no checkpoint has a quorum of witnesses")
+		}
+		return []byte(w.Cosigned), nil
+	}
+	data, err := h.config.Control.Ledger().Tile(ctx, path)
+	if err == nil && path == pathCheckpoint {
+		data = h.config.Cosigned(data)
+	}
+	return data, err
+}
+
 // tile serves the ledger as tlog-tiles: https://c2sp.org/tlog-tiles.
 func (h *Handler) tile(w http.ResponseWriter, r *http.Request) {
 	path := r.PathValue("path")
-	data, err := h.config.Control.Ledger().Tile(r.Context(), path)
+	data, err := h.resource(r.Context(), path)
 	if err != nil {
 		if fault.KindOf(err) == fault.Invalid {
 			err = fault.As(fault.NotFound, err) // a path of no tile
@@ -177,7 +215,7 @@ func (h *Handler) tile(w http.ResponseWriter, r *http.Request) {
 		writeProblem(w, p.(*api.Problem))
 		return
 	}
-	if path == "checkpoint" {
+	if path == pathCheckpoint || path == pathCosigned {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		w.Header().Set("Cache-Control", "no-cache")
 	} else {

@@ -155,7 +155,7 @@ func TestPathsOfDocumentAreThoseOfPackageAPI(t *testing.T) {
 	slices.Sort(got)
 	want := []string{
 		api.PathHealth, api.PathDiff, api.PathEnvironments, api.PathEnvironment, api.PathApply, api.PathDestroy, api.PathHistory, api.PathLogs, api.PathMeasure,
-		api.PathPlan, api.PathRollback, api.PathEvents, api.PathCheckpoint, api.PathEntries, api.PathEntry, api.PathVerify, api.PathRelease,
+		api.PathPlan, api.PathRollback, api.PathEvents, api.PathCheckpoint, api.PathEntries, api.PathEntry, api.PathVerify, api.PathWitnesses, api.PathRelease,
 		api.PathServer, api.PathTokens, api.PathToken,
 	}
 	slices.Sort(want)

@@ -88,6 +88,8 @@ func commands() map[string]command {
 		"status":  cmdStatus,
 		"runhint": cmdRunHint,
 		"sqlite":  cmdSQLite,
+		"witness": cmdWitness,
+		"settles": cmdSettles,
 	}
 	maps.Copy(all, badInput)
 	return all
