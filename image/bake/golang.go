@@ -26,9 +26,24 @@ import (
 // nonroot is the user of Go images, by the number that other minimal images use.
 const nonroot = 65532
 
-// buildGo builds a main package as ko does: two layers, what every Go image has, and /app/NAME.
+// buildGo returns the image of a main package, and builds it unless it was built of the same before.
 func (b *baker) buildGo(ctx context.Context, img spec.Image, report func(Event)) (digest.Digest, error) {
 	report(Event{Step: Building, Detail: img.Go.Package})
+	key := b.goKey(ctx, img)
+	if key != "" {
+		if d, err := b.req.Store.Resolve(ctx, builtGo, key); err == nil && b.req.Store.Complete(d) {
+			return d, nil
+		}
+	}
+	d, err := b.linkGo(ctx, img)
+	if err != nil || key == "" || b.goKey(ctx, img) != key { // the sources were changed meanwhile: nobody knows which of them were built
+		return d, err
+	}
+	return d, b.req.Store.Tag(ctx, builtGo, key, d)
+}
+
+// linkGo builds a main package as ko does: two layers, what every Go image has, and /app/NAME.
+func (b *baker) linkGo(ctx context.Context, img spec.Image) (digest.Digest, error) {
 	tmp, err := os.MkdirTemp("", "invar-go-*")
 	if err != nil {
 		return "", err
@@ -61,24 +76,36 @@ func (b *baker) buildGo(ctx context.Context, img spec.Image, report func(Event))
 	return a.store(ctx, b.req.Store)
 }
 
-// compile runs the go command. What would make the result depend on the machine is switched off: cgo, paths,
-// version control, build IDs, the environment's flags, and the choice of instructions.
-func (b *baker) compile(ctx context.Context, g spec.GoImage, out string) error {
+// goFlags are the flags of a build. What would make the result depend on the machine is switched off: paths, version control, build IDs.
+func goFlags(g spec.GoImage) []string {
+	flags := []string{"-trimpath", "-buildvcs=false", "-ldflags", strings.TrimSpace("-s -w -buildid= " + g.Ldflags)}
+	if len(g.Tags) > 0 {
+		flags = append(flags, "-tags", strings.Join(g.Tags, ","))
+	}
+	return flags
+}
+
+// goCommand is the go command in the app's directory, likewise without cgo, the environment's flags, and its choice of instructions.
+func (b *baker) goCommand(ctx context.Context, g spec.GoImage, args ...string) (*exec.Cmd, error) {
 	tool, err := exec.LookPath("go")
 	if err != nil {
-		return fault.WithHint(fault.As(fault.Invalid, err), "install Go; an image of kind go is built with the machine's own toolchain")
+		return nil, fault.WithHint(fault.As(fault.Invalid, err), "install Go; an image of kind go is built with the machine's own toolchain")
 	}
-	args := []string{"build", "-trimpath", "-buildvcs=false", "-o", out,
-		"-ldflags", strings.TrimSpace("-s -w -buildid= " + g.Ldflags)}
-	if len(g.Tags) > 0 {
-		args = append(args, "-tags", strings.Join(g.Tags, ","))
-	}
-	cmd := exec.CommandContext(ctx, tool, append(args, "--", g.Package)...)
+	cmd := exec.CommandContext(ctx, tool, args...)
 	cmd.Dir = b.req.Dir
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=", "GOOS="+b.req.Platform.OS, "GOARCH="+b.req.Platform.Architecture,
 		"GOAMD64=v1", "GOARM64=v8.0", "GOEXPERIMENT=", "GOFIPS140=off")
 	for _, k := range slices.Sorted(maps.Keys(g.Env)) {
 		cmd.Env = append(cmd.Env, k+"="+g.Env[k])
+	}
+	return cmd, nil
+}
+
+// compile makes the program.
+func (b *baker) compile(ctx context.Context, g spec.GoImage, out string) error {
+	cmd, err := b.goCommand(ctx, g, append(append([]string{"build", "-o", out}, goFlags(g)...), "--", g.Package)...)
+	if err != nil {
+		return err
 	}
 	var said bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &said, &said
