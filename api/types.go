@@ -219,7 +219,7 @@ const (
 // Change is one line of a plan, with its causes.
 type Change struct {
 	Action string        `json:"action" enum:"+,-,+/-" doc:"Start, retire, or start beside and then retire. Nothing is modified in place."`
-	Kind   string        `json:"kind" example:"component" doc:"What changes: component, route or rollout."`
+	Kind   string        `json:"kind" example:"component" doc:"What changes: component, route or rollout; of the platform's definition the kind of block, as principal or grant."`
 	Name   string        `json:"name" example:"web" doc:"Name of what changes."`
 	Before digest.Digest `json:"before,omitempty" doc:"Digest of the component before."`
 	After  digest.Digest `json:"after,omitempty" doc:"Digest of the component after."`

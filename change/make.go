@@ -36,6 +36,9 @@ func MakePlan(current Current, proposed Proposed) Plan {
 		p.Routes = append(p.Routes, routeItem(c, current.Record, next))
 	}
 	p.Rollout = diff.Rollout
+	for _, c := range diff.Platform {
+		p.Platform = append(p.Platform, PlatformItem{Action: actionOf(c.Action), Kind: c.Kind, Name: c.Name, Causes: c.Causes})
+	}
 	return p
 }
 

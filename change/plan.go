@@ -41,11 +41,12 @@ type Plan struct {
 	Base      Base            `json:"base"`
 	Bundle    digest.Digest   `json:"bundle"`
 	Release   digest.Digest   `json:"release"`
-	Items     []Item          `json:"items,omitempty"`   // components, in order of name
-	Routes    []RouteItem     `json:"routes,omitempty"`  // in order of name
-	Rollout   []release.Cause `json:"rollout,omitempty"` // in how, not in what; "outcome" when a failed rollout is tried again
-	Unchanged int             `json:"unchanged"`         // components that stay as they are
-	Steps     []int           `json:"steps"`             // percent of traffic, step by step, for what starts beside; the last is 100
+	Items     []Item          `json:"items,omitempty"`    // components, in order of name
+	Routes    []RouteItem     `json:"routes,omitempty"`   // in order of name
+	Rollout   []release.Cause `json:"rollout,omitempty"`  // in how, not in what; "outcome" when a failed rollout is tried again
+	Platform  []PlatformItem  `json:"platform,omitempty"` // blocks of the platform's definition, by kind and name
+	Unchanged int             `json:"unchanged"`          // components that stay as they are
+	Steps     []int           `json:"steps"`              // percent of traffic, step by step, for what starts beside; the last is 100
 }
 
 // Base is what a plan was made against.
@@ -95,10 +96,18 @@ type RouteItem struct {
 	Causes []release.Cause `json:"causes,omitempty"`
 }
 
-// Empty reports whether the plan does nothing.
-func (p Plan) Empty() bool { return len(p.Items)+len(p.Routes)+len(p.Rollout) == 0 }
+// PlatformItem is what happens to a block of the platform's definition.
+type PlatformItem struct {
+	Action Action          `json:"action"`
+	Kind   string          `json:"kind"` // "principal", "grant", …
+	Name   string          `json:"name"`
+	Causes []release.Cause `json:"causes,omitempty"`
+}
 
-// Count returns how many items and routes are added, replaced and removed.
+// Empty reports whether the plan does nothing.
+func (p Plan) Empty() bool { return len(p.Items)+len(p.Routes)+len(p.Rollout)+len(p.Platform) == 0 }
+
+// Count returns how many items, routes and blocks of the platform are added, replaced and removed.
 func (p Plan) Count() (adds, replaces, removes int) {
 	n := map[Action]int{}
 	for _, i := range p.Items {
@@ -106,6 +115,9 @@ func (p Plan) Count() (adds, replaces, removes int) {
 	}
 	for _, r := range p.Routes {
 		n[r.Action]++
+	}
+	for _, i := range p.Platform {
+		n[i.Action]++
 	}
 	return n[Add], n[Replace], n[Remove]
 }

@@ -18,6 +18,7 @@ type Problem struct {
 	Summary           string // one of few constant texts
 	Detail            string
 	Suggestion        string
+	Unknown           string // of an unknown principal or group: the name that none has
 }
 
 // Error returns the problem as one line.
@@ -99,7 +100,7 @@ func (c *checker) principals() {
 	owner := map[string]PrincipalName{}
 	claim := func(p Principal, field, what string) {
 		if other, ok := owner[field+what]; ok {
-			c.add("principal", string(p.Name), field, "Credential of two principals", "%s belongs to principal %s already", what, other)
+			c.add("principal", string(p.Name), field, "Credential of two principals", "%q belongs to principal %s already", what, other)
 		}
 		owner[field+what] = p.Name
 	}
@@ -145,14 +146,18 @@ func (c *checker) groups() {
 func (c *checker) known(kind, name, field string, principals []PrincipalName, groups []GroupName) {
 	for _, p := range principals {
 		if _, ok := c.d.Principal(p); !ok {
-			c.add(kind, name, field, "Unknown principal", "there is no principal %q", p)
+			c.unknown(kind, name, field, "principal", string(p))
 		}
 	}
 	for _, g := range groups {
 		if _, ok := c.d.Group(g); !ok {
-			c.add(kind, name, field, "Unknown group", "there is no group %q", g)
+			c.unknown(kind, name, field, "group", string(g))
 		}
 	}
+}
+
+func (c *checker) unknown(kind, name, field, what, given string) {
+	c.problems = append(c.problems, Problem{Kind: kind, Name: name, Field: field, Summary: "Unknown " + what, Detail: fmt.Sprintf("there is no %s %q", what, given), Unknown: given})
 }
 
 func (c *checker) roles() {

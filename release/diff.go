@@ -44,11 +44,13 @@ type Changes struct {
 	To         digest.Digest `json:"to,omitempty"`
 	Components []Change      `json:"components,omitempty"`
 	Routes     []Change      `json:"routes,omitempty"`
-	Rollout    []Cause       `json:"rollout,omitempty"` // differences in how, not in what
+	Rollout    []Cause       `json:"rollout,omitempty"`  // differences in how, not in what
+	Platform   []Change      `json:"platform,omitempty"` // of the platform's definition, by kind and name
 }
 
-// Change is what becomes of one component or route, and why.
+// Change is what becomes of one component or route, or of one block of the platform's definition, and why.
 type Change struct {
+	Kind         string        `json:"kind,omitempty"` // of a block of the platform's definition: "principal", "grant", …
 	Name         string        `json:"name"`
 	Action       Action        `json:"action"`
 	From         digest.Digest `json:"from,omitempty"` // of the component
@@ -70,7 +72,7 @@ type Cause struct {
 
 // Empty reports whether the releases run the same, in the same way.
 func (c Changes) Empty() bool {
-	return len(c.Components)+len(c.Routes)+len(c.Rollout) == 0
+	return len(c.Components)+len(c.Routes)+len(c.Rollout)+len(c.Platform) == 0
 }
 
 // Find returns the change of a component.
@@ -102,6 +104,7 @@ func Compare(a, b Record) Changes {
 	if a.V != 0 && b.V != 0 {
 		out.Rollout = rolloutCauses(a.Rollout, b.Rollout)
 	}
+	out.Platform = platformChanges(a.Platform, b.Platform)
 	return out
 }
 
@@ -413,13 +416,16 @@ func (c Changes) String() string {
 		b.WriteString("  rollout settings\n")
 		writeCauses(&b, c.Rollout)
 	}
+	for _, ch := range c.Platform {
+		ch.write(&b, ch.Kind)
+	}
 	return b.String()
 }
 
 func (c Change) write(b *strings.Builder, what string) {
 	fmt.Fprintf(b, "%3s %s %s", c.Sign(), what, c.Name)
 	switch {
-	case what == "route":
+	case what == "route" || c.Kind != "":
 	case c.FromReplicas == c.ToReplicas || c.Action == Add:
 		fmt.Fprintf(b, " ×%d", c.ToReplicas)
 	case c.Action == Remove:

@@ -6,12 +6,14 @@ import (
 	"encoding/json"
 	"io"
 	"path"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
 	"github.com/invarhq/invar/digest"
 	"github.com/invarhq/invar/fault"
 	"github.com/invarhq/invar/image"
+	"github.com/invarhq/invar/platform"
 	"github.com/invarhq/invar/spec"
 )
 
@@ -171,7 +173,33 @@ func (r Record) Check() error {
 			ports[spec.PortRef{Component: p.Component.Name, Port: port.Name}] = port.Number
 		}
 	}
-	return cmp.Or(r.checkReferences(ports), r.Rollout.check())
+	return cmp.Or(r.checkReferences(ports), r.Rollout.check(), r.checkPlatform())
+}
+
+// checkPlatform sees to it that the environment of the platform has its definition and nothing else, and that no other has one.
+func (r Record) checkPlatform() error {
+	ours := r.Env == platform.Env
+	switch {
+	case ours != (r.App == platform.App) || ours != (r.Platform != nil):
+		return fault.Errorf(fault.Invalid, "release: environment %s, app %s and a definition of the platform belong together", platform.Env, platform.App)
+	case !ours:
+		return nil
+	case len(r.Components)+len(r.Routes) > 0:
+		return fault.Errorf(fault.Invalid, "release: the platform's definition has components or routes beside it")
+	}
+	return checkDefinition(*r.Platform)
+}
+
+func checkDefinition(d platform.Definition) error {
+	null := d.Principals == nil || d.Roles == nil || d.Grants == nil ||
+		slices.ContainsFunc(d.Roles, func(r platform.Role) bool { return r.Permissions == nil })
+	if null {
+		return fault.Errorf(fault.Invalid, "release: principals, roles, their permissions or grants are null")
+	}
+	for _, p := range d.Check() {
+		return fault.Errorf(fault.Invalid, "release: the platform's definition: %w", p)
+	}
+	return nil
 }
 
 func (r Record) checkReferences(ports map[spec.PortRef]int) error {

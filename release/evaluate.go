@@ -11,6 +11,7 @@ import (
 	"github.com/invarhq/invar/digest"
 	"github.com/invarhq/invar/fault"
 	"github.com/invarhq/invar/image"
+	"github.com/invarhq/invar/platform"
 	"github.com/invarhq/invar/spec"
 )
 
@@ -53,6 +54,17 @@ func Evaluate(app spec.App, bundle digest.Digest, images map[spec.ImageName]imag
 			Component: rt.To.Component, Port: rt.To.Port, Number: ports[rt.To]})
 	}
 	r.sort()
+	if err := r.Check(); err != nil {
+		return Record{}, err
+	}
+	return r, nil
+}
+
+// EvaluatePlatform makes the release of the platform's definition, of a bundle. It is pure as Evaluate is. Its errors are of
+// kind fault.Invalid.
+func EvaluatePlatform(def platform.Definition, bundle digest.Digest) (Record, error) {
+	r := Record{V: Version, App: platform.App, Env: platform.Env, Bundle: bundle, Components: []Placed{}, Routes: []Route{},
+		Rollout: rollout(spec.DefaultRollout()), Platform: &def}
 	if err := r.Check(); err != nil {
 		return Record{}, err
 	}

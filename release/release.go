@@ -8,13 +8,14 @@
 // the release everywhere in invar.
 //
 // Rules of the format: a field's name and meaning never change; an unset field adds no bytes; there
-// are no floats and no nulls; lists whose order means nothing are sorted; times are absent. V says
-// which rules a record follows.
+// are no floats and no nulls; lists whose order means nothing are sorted; no time says when something
+// was made. V says which rules a record follows.
 package release
 
 import (
 	"github.com/invarhq/invar/digest"
 	"github.com/invarhq/invar/image"
+	"github.com/invarhq/invar/platform"
 	"github.com/invarhq/invar/spec"
 )
 
@@ -44,6 +45,10 @@ type Record struct {
 	Components []Placed      `json:"components"` // sorted by name
 	Routes     []Route       `json:"routes"`     // sorted by name
 	Rollout    Rollout       `json:"rollout"`
+
+	// Platform is the platform's own definition, which is what the environment "platform" has instead of components and
+	// routes; nil in every other.
+	Platform *platform.Definition `json:"platform,omitempty"`
 }
 
 // Placed is a component with what does not belong to its identity.

@@ -239,7 +239,7 @@ func planOf(p control.Planned) api.Plan {
 	return out
 }
 
-// changesOf lists what a plan changes: components, then routes, then the way of rolling out.
+// changesOf lists what a plan changes: components, then routes, then the way of rolling out; of the platform its blocks.
 func changesOf(p change.Plan) []api.Change {
 	out := []api.Change{}
 	for _, i := range p.Items {
@@ -257,6 +257,9 @@ func changesOf(p change.Plan) []api.Change {
 	}
 	if len(p.Rollout) > 0 {
 		out = append(out, api.Change{Action: api.ActionReplace, Kind: "rollout", Name: "settings", Causes: differencesOf("", p.Rollout)})
+	}
+	for _, i := range p.Platform {
+		out = append(out, api.Change{Action: string(i.Action), Kind: i.Kind, Name: i.Name, Causes: differencesOf("", i.Causes)})
 	}
 	return out
 }
