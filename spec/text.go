@@ -122,6 +122,43 @@ func ParseDuration(s string) (time.Duration, error) {
 	return d, nil
 }
 
+// MaxPeriod is the longest period.
+const MaxPeriod = 100 * year
+
+const (
+	day  = 24 * time.Hour
+	year = 365 * day
+)
+
+// ParsePeriod reads a duration, or a longer one: a whole number and d, w or y, of 365 days. Its errors are of kind fault.Invalid.
+func ParsePeriod(s string) (time.Duration, error) {
+	units := map[string]time.Duration{"d": day, "w": 7 * day, "y": year}
+	unit, ok := units[s[max(len(s)-1, 0):]]
+	if !ok {
+		d, err := time.ParseDuration(s)
+		if err == nil && d > MaxDuration && d%time.Millisecond == 0 {
+			return d, tooLong(s, d)
+		}
+		return ParseDuration(s)
+	}
+	digits := s[:len(s)-1]
+	n, err := strconv.ParseUint(digits, 10, 31)
+	if err != nil || digits[0] == '+' || digits[0] == '0' && len(digits) > 1 {
+		return 0, fault.WithHint(fault.Errorf(fault.Invalid, "duration %q: want a whole number and d, w or y", s), `Write it as "90d" or "7y".`)
+	}
+	if time.Duration(n) > MaxPeriod/unit {
+		return 0, tooLong(s, MaxPeriod+1)
+	}
+	return time.Duration(n) * unit, nil
+}
+
+func tooLong(s string, d time.Duration) error {
+	if d <= MaxPeriod {
+		return nil
+	}
+	return fault.Errorf(fault.Invalid, "duration %q is more than 100 years", s)
+}
+
 // ParseCPU turns cores into thousandths of a core. Its errors are of kind fault.Invalid.
 func ParseCPU(cores float64) (int64, error) {
 	millis := math.Round(cores * 1000)

@@ -12,6 +12,7 @@ import (
 	"github.com/zclconf/go-cty/cty/function"
 
 	"github.com/invarhq/invar/fault"
+	"github.com/invarhq/invar/platform"
 	"github.com/invarhq/invar/spec"
 )
 
@@ -44,14 +45,14 @@ type evaluator struct {
 // Problems of Load are among the diagnostics. The App is only usable when none of them is an error. Callers
 // share it, and don't change it.
 func (m *Module) Evaluate(env spec.EnvName, vars map[string]string) (spec.App, Diagnostics) {
-	app, diags := m.evaluate(env, vars)
-	return app, append(slices.Clone(m.found), diags...).sorted()
+	got := m.evaluate(env, vars)
+	return got.app, append(slices.Clone(m.found), got.diags...).sorted()
 }
 
 // evaluate is Evaluate without the problems of Load.
-func (m *Module) evaluate(env spec.EnvName, vars map[string]string) (spec.App, Diagnostics) {
+func (m *Module) evaluate(env spec.EnvName, vars map[string]string) evaluated {
 	if m.broken {
-		return spec.App{}, nil
+		return evaluated{}
 	}
 	if len(vars) > 0 {
 		return m.evaluateNow(env, vars)
@@ -60,34 +61,57 @@ func (m *Module) evaluate(env spec.EnvName, vars map[string]string) (spec.App, D
 	was, ok := m.done[env]
 	m.mu.Unlock()
 	if !ok {
-		was.app, was.diags = m.evaluateNow(env, nil)
+		was = m.evaluateNow(env, nil)
 		m.mu.Lock()
 		m.done[env] = was
 		m.mu.Unlock()
 	}
-	return was.app, was.diags
+	return was
 }
 
-func (m *Module) evaluateNow(env spec.EnvName, vars map[string]string) (spec.App, Diagnostics) {
+func (m *Module) evaluateNow(env spec.EnvName, vars map[string]string) evaluated {
 	e := &evaluator{
 		sink: sink{sources: m.sources}, m: m, funcs: m.functions(), late: map[string]bool{}, cyclic: map[string]bool{},
 		bad: map[spec.Range]failed{}, items: map[spec.Range]*item{},
 		copies: map[string][]copyOf{}, numbers: map[spec.PortRef]cty.Value{}, replicas: map[string]int{},
 	}
 	e.localExprs = e.collectLocals()
-	for _, it := range m.root.kids["environment"] {
-		if it.label() == string(env) {
-			e.env = it
-		}
-	}
-	if e.env == nil {
-		e.errorf(hcl.Range{Filename: MainFile}, "Unknown environment", didYouMean(string(env), m.labels("environment")), "There is no environment %q.", env)
-		return spec.App{}, e.list
+	if e.env = m.environment(env); e.env == nil {
+		e.errorf(hcl.Range{Filename: m.lang.main}, "Unknown environment", didYouMean(string(env), m.environmentNames()), "There is no environment %q.", env)
+		return evaluated{diags: e.list}
 	}
 	e.values(vars)
-	app := e.app()
-	e.check(app)
-	return app, e.list.sorted()
+	var out evaluated
+	if m.IsPlatform() {
+		out.app = spec.App{Name: m.app, Env: spec.Environment{Name: env, Rollout: spec.DefaultRollout()}}
+		out.definition = e.definition()
+	} else {
+		out.app = e.app()
+		e.check(out.app)
+	}
+	out.diags = e.list.sorted()
+	return out
+}
+
+// environment returns the block of an environment; nil when there is none. The platform's is not written down.
+func (m *Module) environment(name spec.EnvName) *item {
+	if m.IsPlatform() && name == platform.Env {
+		return &item{schema: environmentBlock, labels: []string{string(name)}}
+	}
+	for _, it := range m.root.kids["environment"] {
+		if it.label() == string(name) {
+			return it
+		}
+	}
+	return nil
+}
+
+func (m *Module) environmentNames() []string {
+	var out []string
+	for _, name := range m.Environments() {
+		out = append(out, string(name))
+	}
+	return out
 }
 
 func (m *Module) labels(kind string) []string {
@@ -108,12 +132,13 @@ func (e *evaluator) values(vars map[string]string) {
 	early := e.locals(newScope("a local value", e.funcs, base), nil, false)
 	base["local"] = object(early)
 	e.early = newScope("for_each and the numbers of ports", e.funcs, base)
-	for _, kind := range []string{"image", "component", "route"} {
+	for _, kind := range e.m.lang.copies {
 		e.layout(kind)
 	}
 	all := maps.Clone(base)
-	all["image"] = e.imageRefs()
-	all["component"] = e.componentRefs()
+	for _, kind := range e.m.lang.refs {
+		all[kind] = e.refs(kind, e.refOf(kind))
+	}
 	all["local"] = object(e.locals(newScope("a local value", e.funcs, all), early, true))
 	e.full = newScope("this", e.funcs, all)
 }
@@ -266,22 +291,26 @@ func (e *evaluator) elements(a *hclsyntax.Attribute) (keys []string, values []ct
 	return keys, values
 }
 
-// imageRefs is what image.NAME refers to.
-func (e *evaluator) imageRefs() cty.Value {
-	return e.refs("image", func(c copyOf) cty.Value {
-		return cty.ObjectVal(map[string]cty.Value{"name": cty.StringVal(c.name)})
-	})
+// refOf returns what KIND.NAME refers to: a component to its ports, an image to its name, and any block of the platform to
+// its kind and name, so that one can't be taken for another.
+func (e *evaluator) refOf(kind string) func(copyOf) cty.Value {
+	switch kind {
+	case "image":
+		return func(c copyOf) cty.Value { return cty.ObjectVal(map[string]cty.Value{"name": cty.StringVal(c.name)}) }
+	case "component":
+		return e.componentRef
+	}
+	return func(c copyOf) cty.Value {
+		return cty.ObjectVal(map[string]cty.Value{"kind": cty.StringVal(kind), "name": cty.StringVal(c.name)})
+	}
 }
 
-// componentRefs is what component.NAME refers to: its ports.
-func (e *evaluator) componentRefs() cty.Value {
-	return e.refs("component", func(c copyOf) cty.Value {
-		ports := map[string]cty.Value{}
-		for _, p := range c.kids["port"] {
-			ports[p.label()] = e.portRef(c, p)
-		}
-		return cty.ObjectVal(map[string]cty.Value{"port": object(ports)})
-	})
+func (e *evaluator) componentRef(c copyOf) cty.Value {
+	ports := map[string]cty.Value{}
+	for _, p := range c.kids["port"] {
+		ports[p.label()] = e.portRef(c, p)
+	}
+	return cty.ObjectVal(map[string]cty.Value{"port": object(ports)})
 }
 
 // refs builds the object of a root, one attribute a block; with for_each, one more level by key.

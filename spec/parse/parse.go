@@ -1,5 +1,6 @@
 // Package parse reads an app's configuration: HCL (github.com/hashicorp/hcl, native syntax) in
-// invar.hcl and *.invar.hcl of one directory, and the lock in invar.lock.hcl.
+// invar.hcl and *.invar.hcl of one directory, and the lock in invar.lock.hcl. A directory with platform.hcl instead is
+// the platform's own definition (package platform, docs/platform.md): another set of blocks, read in the same way.
 //
 //	app = "shop"
 //	image "web" { go { package = "./cmd/web" } }
@@ -32,14 +33,29 @@ import (
 	"github.com/hashicorp/hcl/v2/hclwrite"
 
 	"github.com/invarhq/invar/image"
+	"github.com/invarhq/invar/platform"
 	"github.com/invarhq/invar/spec"
 )
 
 // The files of a directory that are its configuration.
 const (
-	MainFile = "invar.hcl"
-	Suffix   = ".invar.hcl"
-	LockFile = "invar.lock.hcl"
+	MainFile     = "invar.hcl"
+	Suffix       = ".invar.hcl"
+	LockFile     = "invar.lock.hcl"
+	PlatformFile = "platform.hcl"
+)
+
+// language is what a directory is written in: that of apps, or that of the platform.
+type language struct {
+	main   string   // the file that makes it this language
+	file   *block   // what a file holds
+	copies []string // the blocks that for_each multiplies, in the order in which they are laid out
+	refs   []string // those that others refer to
+}
+
+var (
+	appLanguage      = &language{MainFile, fileBlock, []string{"image", "component", "route"}, []string{"image", "component"}}
+	platformLanguage = &language{PlatformFile, platformBlock, platformCopies, []string{"principal", "group", "role", "policy"}}
 )
 
 // Limits on what is read.
@@ -51,6 +67,7 @@ const (
 // Module is one directory's configuration, parsed. It is safe for concurrent use.
 type Module struct {
 	fsys    fs.FS
+	lang    *language
 	root    *item
 	app     spec.AppName
 	lock    image.Lock
@@ -66,8 +83,9 @@ type Module struct {
 
 // evaluated is what evaluate returned.
 type evaluated struct {
-	app   spec.App
-	diags Diagnostics
+	app        spec.App
+	definition platform.Definition // of the platform's language
+	diags      Diagnostics
 }
 
 // contents is what reading a file gave, once and for all: evaluation sees one state of the directory.
@@ -76,14 +94,14 @@ type contents struct {
 	err  error
 }
 
-// Load reads invar.hcl, *.invar.hcl and invar.lock.hcl from fsys: the app's directory, or the sources of a
-// bundle. It returns the problems of their shape; Validate returns these too, with all others. The module is
+// Load reads invar.hcl, *.invar.hcl and invar.lock.hcl, or else platform.hcl, from fsys: the app's directory, or the
+// sources of a bundle. It returns the problems of their shape; Validate returns these too, with all others. The module is
 // never nil.
 func Load(fsys fs.FS) (*Module, Diagnostics) {
-	m := &Module{fsys: fsys, sources: sources{}, read: map[string]contents{}, done: map[spec.EnvName]evaluated{}, lock: image.Lock{Images: map[string]image.LockedImage{}}}
+	m := &Module{fsys: fsys, lang: appLanguage, sources: sources{}, read: map[string]contents{}, done: map[spec.EnvName]evaluated{}, lock: image.Lock{Images: map[string]image.LockedImage{}}}
 	s := &sink{sources: m.sources}
 	merged := &hclsyntax.Body{Attributes: hclsyntax.Attributes{}}
-	for _, name := range s.configFiles(fsys) {
+	for _, name := range m.configFiles(s) {
 		if body := m.parse(s, name); body != nil {
 			s.merge(merged, body)
 		}
@@ -94,27 +112,40 @@ func Load(fsys fs.FS) (*Module, Diagnostics) {
 	if m.broken { // what is left of the files is only good for App and Environments
 		shape = &sink{sources: m.sources}
 	}
-	m.root = shape.shape(fileBlock, merged, nil, hcl.Range{Filename: MainFile})
-	m.appName(shape)
-	shape.environments(m.root)
+	m.root = shape.shape(m.lang.file, merged, nil, hcl.Range{Filename: m.lang.main})
+	if m.IsPlatform() {
+		m.app = platform.App
+	} else {
+		m.appName(shape)
+		shape.environments(m.root)
+	}
 	m.found = s.list.sorted()
 	return m, m.found
 }
 
-// configFiles names the files of configuration in fsys, sorted.
-func (s *sink) configFiles(fsys fs.FS) []string {
-	entries, err := fs.ReadDir(fsys, ".")
+// configFiles names the files of configuration in the directory, sorted, and decides by them which language they are in.
+func (m *Module) configFiles(s *sink) []string {
+	entries, err := fs.ReadDir(m.fsys, ".")
 	if err != nil {
 		s.errorf(hcl.Range{}, "Directory not readable", "", "Reading the app's directory: %v.", err)
 		return nil
 	}
 	var names []string
+	ofPlatform := false
 	for _, e := range entries {
 		if n := e.Name(); !e.IsDir() && (n == MainFile || strings.HasSuffix(n, Suffix)) {
 			names = append(names, n)
 		}
+		ofPlatform = ofPlatform || e.Name() == PlatformFile && !e.IsDir()
 	}
-	if len(names) == 0 {
+	switch {
+	case ofPlatform && len(names) == 0:
+		m.lang = platformLanguage
+		return []string{PlatformFile}
+	case ofPlatform:
+		s.warnf(hcl.Range{Filename: PlatformFile}, "Platform's definition beside an app", "Move it to a directory of its own.",
+			"%s makes this the directory of an app; %s is not read.", names[0], PlatformFile)
+	case len(names) == 0:
 		s.errorf(hcl.Range{}, "No configuration", "Run: invar init", "The directory has no %s.", MainFile)
 	}
 	return names
@@ -220,15 +251,29 @@ func (m *Module) appName(s *sink) {
 		return
 	}
 	s.name(a.Expr.Range(), "app", v.AsString(), false)
+	if v.AsString() == string(platform.App) {
+		s.errorf(a.Expr.Range(), "Reserved name", "", "%s", reserved)
+	}
 	m.app = spec.AppName(v.AsString())
 }
 
-// environments checks that there is one at all.
+// reserved says why no app has the platform's names.
+const reserved = "\"platform\" is the platform's own definition: who may do what. It is written in platform.hcl, in a directory of its own."
+
+// environments checks that there is one at all, and that none is the platform's.
 func (s *sink) environments(root *item) {
+	for _, it := range root.kids["environment"] {
+		if it.label() == string(platform.Env) {
+			s.errorf(it.head, "Reserved name", "", "%s", reserved)
+		}
+	}
 	if len(root.kids["environment"]) == 0 {
 		s.errorf(root.head, "No environment", `Add: environment "staging" {}`, "The app goes nowhere: it has no environment block.")
 	}
 }
+
+// IsPlatform reports whether the directory is the platform's own definition, and no app.
+func (m *Module) IsPlatform() bool { return m.lang == platformLanguage }
 
 // App is the app's name.
 func (m *Module) App() spec.AppName { return m.app }
@@ -238,6 +283,9 @@ func (m *Module) Lock() image.Lock { return m.lock }
 
 // Environments are the names of the app's environments, in the order of the files.
 func (m *Module) Environments() []spec.EnvName {
+	if m.IsPlatform() {
+		return []spec.EnvName{platform.Env}
+	}
 	var out []spec.EnvName
 	for _, e := range m.root.kids["environment"] {
 		out = append(out, spec.EnvName(e.label()))

@@ -15,12 +15,14 @@ import (
 	"github.com/invarhq/invar/spec"
 )
 
-// The roots of references. What each holds: variables, locals, the current element of for_each, the
-// environment that is evaluated, images, components.
-var roots = []string{"var", "local", "each", "env", "image", "component"}
+// roots are those of references. What each holds: variables, locals, the current element of for_each, the
+// environment that is evaluated, and the blocks that the language has to refer to.
+func (l *language) roots() []string {
+	return append([]string{"var", "local", "each", "env"}, l.refs...)
+}
 
 // known is how many steps after the root are names that must exist; what follows is data, for try and can.
-var known = map[string]int{"var": 1, "local": 1, "each": 1, "env": 1, "image": 3, "component": 5}
+var known = map[string]int{"var": 1, "local": 1, "each": 1, "env": 1, "image": 3, "component": 5, "principal": 3, "group": 3, "role": 3, "policy": 3}
 
 // scope is what an expression at some place may refer to.
 type scope struct {
@@ -122,7 +124,7 @@ func (e *evaluator) unknownRoot(t hcl.Traversal, sc scope) {
 	switch {
 	case root == "each":
 		e.errorf(t.SourceRange(), "Reference not allowed here", "Add for_each to the block.", "each is only there inside a block with for_each.")
-	case slices.Contains(roots, root):
+	case slices.Contains(e.m.lang.roots(), root):
 		e.errorf(t.SourceRange(), "Reference not allowed here", "", "%s can't be referred to in %s: that is evaluated earlier.", root, sc.place)
 	default:
 		e.errorf(t.SourceRange(), "Unknown reference", e.suggestRoot(root), "There is nothing named %q.", root)
@@ -131,17 +133,15 @@ func (e *evaluator) unknownRoot(t hcl.Traversal, sc scope) {
 
 // suggestRoot finds what a bare name was meant to be.
 func (e *evaluator) suggestRoot(name string) string {
-	for _, k := range []struct{ kind, root string }{{"variable", "var."}, {"component", "component."}, {"image", "image."}} {
-		for _, it := range e.m.root.kids[k.kind] {
-			if it.label() == name {
-				return fmt.Sprintf("Did you mean %q?", k.root+name)
-			}
+	for _, kind := range slices.Backward(append(slices.Clone(e.m.lang.refs), "variable")) {
+		if slices.Contains(e.m.labels(kind), name) {
+			return fmt.Sprintf("Did you mean %q?", strings.TrimSuffix(kind, "iable")+"."+name)
 		}
 	}
 	if _, ok := e.localExprs[name]; ok {
 		return fmt.Sprintf("Did you mean %q?", "local."+name)
 	}
-	if n := similar(name, roots); n != "" {
+	if n := similar(name, e.m.lang.roots()); n != "" {
 		return fmt.Sprintf("Did you mean %q?", n)
 	}
 	return "A text is written in quotes."
@@ -175,7 +175,8 @@ func stepName(step hcl.Traverser) (string, bool) {
 	return "", false
 }
 
-var rootNames = map[string]string{"var": "variable", "local": "local value", "image": "image", "component": "component"}
+var rootNames = map[string]string{"var": "variable", "local": "local value", "image": "image", "component": "component",
+	"principal": "principal", "group": "group", "role": "role", "policy": "policy"}
 
 func (e *evaluator) unknownStep(t hcl.Traversal, i int, name string, v cty.Value) {
 	var names []string
@@ -185,7 +186,7 @@ func (e *evaluator) unknownStep(t hcl.Traversal, i int, name string, v cty.Value
 	r := t[i].SourceRange()
 	switch root := t.RootName(); {
 	case root == "local" && e.late[name]:
-		e.errorf(r, "Reference not allowed here", "", "local.%s depends on components or images, which are evaluated later.", name)
+		e.errorf(r, "Reference not allowed here", "", "local.%s depends on %s blocks, which are evaluated later.", name, strings.Join(e.m.lang.refs, " or "))
 	case i == 1 && rootNames[root] != "":
 		e.errorf(r, "Unknown "+rootNames[root], didYouMean(name, names), "There is no %s %q.", rootNames[root], name)
 	case root == "component" && slices.Equal(names, []string{"port"}):

@@ -11,9 +11,9 @@ import (
 func (m *Module) Validate() Diagnostics {
 	all := slices.Clone(m.found)
 	for _, env := range m.Environments() {
-		app, diags := m.evaluate(env, nil)
-		all = append(all, diags...)
-		all = append(all, m.Pinned(app)...)
+		got := m.evaluate(env, nil)
+		all = append(all, got.diags...)
+		all = append(all, m.Pinned(got.app)...)
 	}
 	if !all.HasErrors() {
 		all = append(all, m.unused()...)

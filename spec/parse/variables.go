@@ -99,7 +99,11 @@ func (e *evaluator) variable(it *item, g given, isSet bool, override string, ove
 		}
 		g = given{v, def.Expr.Range()}
 	default:
-		e.errorf(it.head, "Variable without value", "Give it a default, or a value in every environment: variables = { "+it.label()+" = … }.",
+		suggestion := "Give it a default, or a value in every environment: variables = { " + it.label() + " = … }."
+		if e.m.IsPlatform() {
+			suggestion = "Give it a default: the platform has one environment only."
+		}
+		e.errorf(it.head, "Variable without value", suggestion,
 			"Variable %q has no default, and environment %q gives it no value.", it.label(), e.env.label())
 		return cty.DynamicVal
 	}
@@ -181,14 +185,10 @@ func (e *evaluator) localDeps(name string) (deps []string, usesLate bool) {
 		return nil, false
 	}
 	for _, t := range a.Expr.Variables() {
-		switch t.RootName() {
-		case "component", "image":
-			usesLate = true
-		case "local":
-			if len(t) > 1 {
-				if dep, ok := stepName(t[1]); ok && e.localExprs[dep] != nil {
-					deps = append(deps, dep)
-				}
+		usesLate = usesLate || slices.Contains(e.m.lang.refs, t.RootName())
+		if t.RootName() == "local" && len(t) > 1 {
+			if dep, ok := stepName(t[1]); ok && e.localExprs[dep] != nil {
+				deps = append(deps, dep)
 			}
 		}
 	}
