@@ -19,6 +19,7 @@ import (
 	"github.com/invarhq/invar/image"
 	"github.com/invarhq/invar/image/bake"
 	"github.com/invarhq/invar/image/registry"
+	"github.com/invarhq/invar/platform"
 	"github.com/invarhq/invar/spec"
 	"github.com/invarhq/invar/spec/parse"
 )
@@ -148,13 +149,26 @@ func writeBeside(file string, content []byte) error {
 
 func (a *app) initCommand() *cobra.Command {
 	var name string
+	var ofPlatform bool
 	c := &cobra.Command{
-		Use:   "init",
+		Use:   "init [--platform [DIR]]",
 		Short: "Write a first configuration for the directory",
 		Long: `Init writes invar.hcl. In a Go module it makes an image of the main package that it finds, with a component and a
-route; elsewhere it writes a starter app to begin from. It never overwrites a file.`,
-		Args: cobra.NoArgs,
-		RunE: func(c *cobra.Command, _ []string) error {
+route; elsewhere it writes a starter app to begin from. It never overwrites a file.
+
+With --platform it writes the platform's definition that is in force on the server, platform.hcl and the files of its
+policies, into DIR, or else the directory: who there is, who may do what, whose approval a change needs. Edit it,
+then: invar apply platform.`,
+		Args: func(c *cobra.Command, args []string) error {
+			if ofPlatform {
+				return cobra.MaximumNArgs(1)(c, args)
+			}
+			return cobra.NoArgs(c, args)
+		},
+		RunE: func(c *cobra.Command, args []string) error {
+			if ofPlatform {
+				return a.initPlatform(c.Context(), args)
+			}
 			if name == "" {
 				abs, err := filepath.Abs(a.dir)
 				if err != nil {
@@ -166,26 +180,58 @@ route; elsewhere it writes a starter app to begin from. It never overwrites a fi
 			if err != nil {
 				return err
 			}
-			names := slices.Sorted(maps.Keys(files))
-			for _, f := range names {
-				if err := writeNew(filepath.Join(a.dir, filepath.FromSlash(f)), files[f]); err != nil {
-					return err
-				}
-				if a.output != "json" {
-					fmt.Fprintf(a.Stdout, "wrote %s\n", f)
-				}
-			}
 			for _, n := range notes {
-				fmt.Fprintln(a.Stderr, n)
+				defer fmt.Fprintln(a.Stderr, n)
 			}
-			if a.output == "json" {
-				return a.json(names)
-			}
-			return nil
+			return a.writeFiles(a.dir, files)
 		},
 	}
 	c.Flags().StringVar(&name, "name", "", "name of the app; the directory's unless given")
+	c.Flags().BoolVar(&ofPlatform, "platform", false, "write the platform's definition that is in force")
 	return c
+}
+
+// initPlatform writes the sources of the definition that is in force.
+func (a *app) initPlatform(ctx context.Context, args []string) error {
+	dir := a.dir
+	if len(args) == 1 {
+		dir = args[0]
+	}
+	cl, err := a.client()
+	if err != nil {
+		return err
+	}
+	r, err := cl.Release(ctx, api.Ref{Env: string(platform.Env)})
+	if err != nil {
+		return err
+	}
+	files, err := a.sources(ctx, cl, platform.App, r.Bundle)
+	if err != nil {
+		return err
+	}
+	return a.writeFiles(dir, files)
+}
+
+// writeFiles writes files below dir, unless one of them is there.
+func (a *app) writeFiles(dir string, files map[string][]byte) error {
+	names := slices.Sorted(maps.Keys(files))
+	for _, f := range names {
+		if _, err := os.Lstat(filepath.Join(dir, filepath.FromSlash(f))); err == nil {
+			return fault.Errorf(fault.Conflict, "%s exists already", filepath.Join(dir, f))
+		}
+	}
+	for _, f := range names {
+		if err := writeNew(filepath.Join(dir, filepath.FromSlash(f)), files[f]); err != nil {
+			return err
+		}
+		if a.output != "json" {
+			fmt.Fprintf(a.Stdout, "wrote %s\n", f)
+		}
+	}
+	if a.output == "json" {
+		return a.json(names)
+	}
+	return nil
 }
 
 func writeNew(file string, content []byte) error {
@@ -335,8 +381,14 @@ func (a *app) plan(ctx context.Context, env spec.EnvName) (api.Plan, error) {
 		return api.Plan{}, err
 	}
 	if !slices.Contains(m.Environments(), env) {
-		return api.Plan{}, fault.WithHint(fault.Errorf(fault.NotFound, "%s has no environment %q", m.App(), env),
-			"it has %s; an environment is a block: environment %q {}", join(m.Environments()), env)
+		err := fault.Errorf(fault.NotFound, "%s has no environment %q", m.App(), env)
+		switch {
+		case m.IsPlatform():
+			return api.Plan{}, fault.WithHint(err, "%s has the platform's definition, which goes to: invar plan %s", a.dir, platform.Env)
+		case env == platform.Env:
+			return api.Plan{}, fault.WithHint(err, "the platform's definition has a directory of its own; invar init --platform DIR writes it")
+		}
+		return api.Plan{}, fault.WithHint(err, "it has %s; an environment is a block: environment %q {}", join(m.Environments()), env)
 	}
 	cl, err := a.client()
 	if err != nil {

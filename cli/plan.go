@@ -12,6 +12,7 @@ import (
 
 	"github.com/invarhq/invar/api"
 	"github.com/invarhq/invar/fault"
+	"github.com/invarhq/invar/platform"
 	"github.com/invarhq/invar/spec"
 )
 
@@ -183,6 +184,10 @@ func (a *app) renderPlan(w io.Writer, st style, p api.Plan) {
 	fmt.Fprintf(w, "%s %s  generation %d → %d  release %s\n\n", st.bold(p.App), st.bold(p.Env), p.BaseGeneration, p.BaseGeneration+1, p.Release.Short())
 	for _, ch := range p.Changes {
 		renderChange(w, st, ch)
+	}
+	if p.Env == string(platform.Env) {
+		fmt.Fprintf(w, "\n%d to add (+), %d to replace (+/-), %d to remove (-).\n", p.Adds, p.Replaces, p.Removes)
+		return
 	}
 	fmt.Fprintf(w, "\n%d to start (+), %d to replace (+/-), %d to retire (-). Nothing is modified in place.\n", p.Adds, p.Replaces, p.Removes)
 }

@@ -32,16 +32,12 @@ func makeRelease(ctx context.Context, env spec.EnvName, files map[string][]byte,
 		return made{}, err
 	}
 	m, _ := parse.Load(fsys)
-	evaluated, diags := m.Evaluate(env, nil)
-	if err := diags.Err(); err != nil {
-		return made{}, err
-	}
 	bundle := release.Bundle{V: 1, App: m.App(), Source: sourceDigest, Images: images}
 	bundleDigest, err := bundle.Digest()
 	if err != nil {
 		return made{}, err
 	}
-	record, err := release.Evaluate(evaluated, bundleDigest, images)
+	record, err := evaluate(m, env, bundleDigest, images)
 	if err != nil {
 		return made{}, err
 	}
@@ -65,6 +61,22 @@ func makeRelease(ctx context.Context, env spec.EnvName, files map[string][]byte,
 	return made{bundleDigest, releaseDigest, digest.Digest(index.Descriptor.Digest)}, nil
 }
 
+// evaluate makes the release of a directory's app, or of the platform's definition.
+func evaluate(m *parse.Module, env spec.EnvName, bundle digest.Digest, images map[spec.ImageName]image.Resolved) (release.Record, error) {
+	if m.IsPlatform() {
+		def, diags := m.Definition()
+		if err := diags.Err(); err != nil {
+			return release.Record{}, err
+		}
+		return release.EvaluatePlatform(def, bundle)
+	}
+	app, diags := m.Evaluate(env, nil)
+	if err := diags.Err(); err != nil {
+		return release.Record{}, err
+	}
+	return release.Evaluate(app, bundle, images)
+}
+
 // keep puts an artifact into a store.
 func keep(ctx context.Context, store *registry.Store, a release.Artifact) error {
 	for _, b := range a.Blobs {
@@ -80,9 +92,32 @@ func keep(ctx context.Context, store *registry.Store, a release.Artifact) error 
 
 // push brings a release, and the images that the server does not have yet, to the server.
 func (a *app) push(ctx context.Context, cl *client.Client, app spec.AppName, store *registry.Store, m made) error {
-	to := registry.Remote{URL: cl.Base().String(), Repository: registry.Repository(app), Transport: cl.Transport()}
+	return store.Push(ctx, a.registry(cl, app), m.artifact, "", nil)
+}
+
+// registry is the server's, with what it has of an app.
+func (a *app) registry(cl *client.Client, app spec.AppName) registry.Remote {
+	out := registry.Remote{URL: cl.Base().String(), Repository: registry.Repository(app), Transport: cl.Transport()}
 	if a.token != "" {
-		to.Header = http.Header{"Authorization": {"Bearer " + a.token}}
+		out.Header = http.Header{"Authorization": {"Bearer " + a.token}}
 	}
-	return store.Push(ctx, to, m.artifact, "", nil)
+	return out
+}
+
+// sources reads the sources of a bundle from the server, and believes none of it that its digest does not say.
+func (a *app) sources(ctx context.Context, cl *client.Client, app spec.AppName, bundle digest.Digest) (map[string][]byte, error) {
+	from := a.registry(cl, app)
+	raw, err := from.Blob(ctx, bundle, release.MaxBundleBytes)
+	if err != nil {
+		return nil, err
+	}
+	b, err := release.DecodeBundle(raw)
+	if err != nil {
+		return nil, err
+	}
+	source, err := from.Blob(ctx, b.Source, 2*release.MaxSourceBytes)
+	if err != nil {
+		return nil, err
+	}
+	return release.ReadSource(source)
 }

@@ -2,9 +2,11 @@ package cli
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -14,6 +16,8 @@ import (
 	"github.com/invarhq/invar/api"
 	"github.com/invarhq/invar/api/client"
 	"github.com/invarhq/invar/fault"
+	"github.com/invarhq/invar/platform"
+	"github.com/invarhq/invar/release"
 )
 
 func (a *app) client() (*client.Client, error) {
@@ -279,13 +283,12 @@ func (a *app) showCommand() *cobra.Command {
 			if a.output == "json" {
 				return a.json(r)
 			}
-			renderRelease(a.Stdout, a.outStyle(), r)
-			return nil
+			return renderRelease(a.Stdout, a.outStyle(), r)
 		},
 	}
 }
 
-func renderRelease(w io.Writer, st style, r api.Release) {
+func renderRelease(w io.Writer, st style, r api.Release) error {
 	fmt.Fprintf(w, "%s %s  release %s\n", st.bold(r.App), st.bold(r.Env), r.Digest)
 	fmt.Fprintf(w, "  bundle %s\n", r.Bundle)
 	for _, h := range r.Heads {
@@ -296,11 +299,33 @@ func renderRelease(w io.Writer, st style, r api.Release) {
 		fmt.Fprintf(w, "  head of %s@%d%s\n", h.Env, h.Generation, now)
 	}
 	fmt.Fprintln(w)
+	if r.Env == string(platform.Env) {
+		return renderDefinition(w, st, r)
+	}
 	var rows [][]string
 	for _, c := range r.Components {
 		rows = append(rows, []string{c.Name, strconv.Itoa(c.Replicas), c.Digest.Short(), c.Image.Short(), c.Root.Short()})
 	}
-	table(w, "COMPONENT REPLICAS DIGEST IMAGE ROOT", rows)
+	return table(w, "COMPONENT REPLICAS DIGEST IMAGE ROOT", rows)
+}
+
+// renderDefinition writes the platform's definition, block by block.
+func renderDefinition(w io.Writer, st style, r api.Release) error {
+	var rec release.Record
+	if err := json.Unmarshal(r.Record, &rec); err != nil {
+		return fmt.Errorf("reading release %s: %w", r.Digest, err)
+	}
+	for _, c := range release.Compare(release.Record{}, rec).Platform {
+		fmt.Fprintf(w, "%s %s\n", c.Kind, st.bold(c.Name))
+		for _, f := range c.Causes {
+			value := *f.New
+			if f.Diff != "" {
+				value = plural(f.Added, "line")
+			}
+			fmt.Fprintf(w, "  %s  %s\n", f.Field, value)
+		}
+	}
+	return nil
 }
 
 func (a *app) diffCommand() *cobra.Command {
@@ -346,6 +371,12 @@ func renderDiff(w io.Writer, st style, d api.Diff) {
 		return
 	}
 	fmt.Fprintf(w, "%s %s\n%s %s\n\n", st.bad("-"), d.A, st.good("+"), d.B)
+	if slices.ContainsFunc(d.Changes, ofPlatform) {
+		for _, c := range d.Changes {
+			renderChange(w, st, c)
+		}
+		return
+	}
 	last := ""
 	for _, x := range d.Differences {
 		if x.Component != last {
@@ -354,6 +385,11 @@ func renderDiff(w io.Writer, st style, d api.Diff) {
 		}
 		renderDifference(w, st, x)
 	}
+}
+
+// ofPlatform reports whether a change is of the platform's definition.
+func ofPlatform(c api.Change) bool {
+	return c.Kind != "component" && c.Kind != "route" && c.Kind != "rollout"
 }
 
 func (a *app) rollbackCommand() *cobra.Command {

@@ -10,6 +10,7 @@ import (
 	"github.com/invarhq/invar/deploy"
 	"github.com/invarhq/invar/digest"
 	"github.com/invarhq/invar/fault"
+	"github.com/invarhq/invar/platform"
 	"github.com/invarhq/invar/release"
 	"github.com/invarhq/invar/spec"
 	"github.com/invarhq/invar/state"
@@ -283,6 +284,9 @@ func (s *Service) Rollback(ctx context.Context, by Actor, name spec.EnvName, to 
 		if err != nil {
 			return nil, err
 		}
+		if err := s.lasting(record); err != nil {
+			return nil, err
+		}
 		if err := allowed(now, env, record); err != nil {
 			return nil, err
 		}
@@ -320,6 +324,9 @@ func rollbackTarget(now state.State, env state.Environment, to int) (state.Gener
 // Destroy moves the head to nothing, and with volumes has the environment's volumes deleted when its last instance
 // is gone. To destroy what is destroyed changes nothing. It fails with fault.NotFound for an unknown environment.
 func (s *Service) Destroy(ctx context.Context, by Actor, name spec.EnvName, volumes bool, reason string) (Moved, error) {
+	if name == platform.Env {
+		return Moved{}, errNoEnd
+	}
 	moved, err := s.move(ctx, name, func(now state.State, env state.Environment) ([]state.Entry, error) {
 		if env.Head.Number == 0 {
 			_, err := now.Environment(name)

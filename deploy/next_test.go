@@ -415,3 +415,14 @@ func TestCanaryOverACanaryReplacesTheCapacityThatItTakes(t *testing.T) {
 		t.Errorf("%d serve, want at least 5: %s", serving, s.picture())
 	}
 }
+
+// The platform's definition runs nothing: its rollout is over in the turn in which it begins.
+func TestHeadWithoutComponentsCompletesAtOnce(t *testing.T) {
+	s := newScene()
+	s.head(settings)
+	s.rest()
+	s.want(t, "", "complete g1")
+	s.head(settings)
+	s.rest()
+	s.want(t, "", "complete g2")
+}

@@ -11,6 +11,7 @@ import (
 	"github.com/invarhq/invar/fault"
 	"github.com/invarhq/invar/image/registry"
 	"github.com/invarhq/invar/image/root"
+	"github.com/invarhq/invar/platform"
 	"github.com/invarhq/invar/release"
 	"github.com/invarhq/invar/spec"
 	"github.com/invarhq/invar/spec/parse"
@@ -47,6 +48,10 @@ func (e *evaluator) evaluate(ctx context.Context, source io.Reader, env spec.Env
 	if m.App() != bundle.App {
 		return release.Record{}, "", fault.Errorf(fault.Invalid, "the bundle says app %q, its sources say %q", bundle.App, m.App())
 	}
+	if m.IsPlatform() {
+		record, err := evaluatePlatform(m, env, name)
+		return record, "", err
+	}
 	app, diags := m.Evaluate(env, nil)
 	if err := diags.Err(); err != nil {
 		return release.Record{}, "", err
@@ -59,6 +64,18 @@ func (e *evaluator) evaluate(ctx context.Context, source io.Reader, env spec.Env
 		return release.Record{}, "", err
 	}
 	return record, app.Env.PromoteFrom, e.buildRoots(ctx, bundle, record)
+}
+
+// evaluatePlatform evaluates the platform's definition, which has no images.
+func evaluatePlatform(m *parse.Module, env spec.EnvName, name digest.Digest) (release.Record, error) {
+	if env != platform.Env {
+		return release.Record{}, fault.Errorf(fault.Invalid, "the platform's definition goes to environment %s, not to %s", platform.Env, env)
+	}
+	def, diags := m.Definition()
+	if err := diags.Err(); err != nil {
+		return release.Record{}, err
+	}
+	return release.EvaluatePlatform(def, name)
 }
 
 // buildRoots makes the root of every image that a component runs, unless it is there, and refuses one that differs.

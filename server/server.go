@@ -112,7 +112,10 @@ func (s *Server) openLedger(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	return s.data.begin()
+	if err := s.data.begin(); err != nil {
+		return err
+	}
+	return s.foundPlatform(ctx)
 }
 
 func (s *Server) openHost(ctx context.Context) (err error) {

@@ -246,6 +246,16 @@ func (s State) Environment(name spec.EnvName) (Environment, error) {
 	return *e, nil
 }
 
+// Platform returns the platform's definition that is in force: that of the head of its environment, whatever became of
+// its rollout, which has nothing to start. It reports false for a ledger from before there was one.
+func (s State) Platform() (platform.Definition, bool) {
+	e := get[Environment](s.db.Txn(false), tableEnvironments, "id", string(platform.Env))
+	if e == nil || e.Head.Record.Platform == nil {
+		return platform.Definition{}, false
+	}
+	return *e.Head.Record.Platform, true
+}
+
 // History yields the environment's generations, oldest first.
 func (s State) History(name spec.EnvName) iter.Seq[Generation] {
 	return all[Generation](s.db.Txn(false), tableGenerations, string(name)+"/")

@@ -223,7 +223,7 @@ func (s *daemon) api(method, path string, in, out any) error {
 	return json.Unmarshal(b, out)
 }
 
-// serve [FLAG...] starts the script's server; with "!" it must refuse to start, and stderr says why.
+// serve [FLAG...] starts the script's server; with "!" it must refuse to start. serve.log has what it said.
 func cmdServe(ts *testscript.TestScript, neg bool, args []string) {
 	env := append(os.Environ(), "HOME="+ts.Getenv("HOME"))
 	s, err := startServer(ts.Getenv("DATA"), env, args...)
@@ -236,6 +236,7 @@ func cmdServe(ts *testscript.TestScript, neg bool, args []string) {
 		return
 	}
 	ts.Check(err)
+	ts.Check(os.WriteFile(ts.MkAbs("serve.log"), []byte(s.log.String()), 0o644)) // what it said until it answered
 	ts.Setenv("GATEWAY", s.gateway)
 	ts.Setenv("SERVER_PID", fmt.Sprint(s.cmd.Process.Pid))
 	ts.Defer(func() {

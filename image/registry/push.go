@@ -92,6 +92,32 @@ func copyOptions(progress func(digest.Digest, int64)) oras.CopyGraphOptions {
 	return options
 }
 
+// Blob reads a blob of the remote whole. It fails with fault.NotFound, with fault.Unavailable when the remote can't be reached, and
+// with fault.Invalid when the blob is larger than limit.
+func (r Remote) Blob(ctx context.Context, d digest.Digest, limit int64) ([]byte, error) {
+	b, err := r.blob(ctx, d, limit)
+	if err != nil {
+		return nil, fmt.Errorf("reading %s from %s: %w", d, r.URL, err)
+	}
+	return b, nil
+}
+
+func (r Remote) blob(ctx context.Context, d digest.Digest, limit int64) ([]byte, error) {
+	repo, err := r.open()
+	if err != nil {
+		return nil, err
+	}
+	found, err := repo.Blobs().Resolve(ctx, string(d))
+	if err != nil {
+		return nil, transferError(err)
+	}
+	if found.Size > limit {
+		return nil, fault.Errorf(fault.Invalid, "%d bytes, %d are allowed", found.Size, limit)
+	}
+	out, err := content.FetchAll(ctx, repo.Blobs(), found) // which holds it against size and digest
+	return out, transferError(err)
+}
+
 func (r Remote) open() (*remote.Repository, error) {
 	u, err := url.Parse(r.URL)
 	if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {
