@@ -58,6 +58,8 @@ type Daemons struct {
 	VerifyDir func(ctx context.Context, dir, vkey string, policy witness.Policy) (VerifyReport, error)
 	// Witness runs a witness, and gives started its verifier key.
 	Witness func(ctx context.Context, c WitnessConfig, started func(vkey string)) error
+	// Mirror copies a ledger, once or again and again, and tells of what it did: the first time, and whenever there is something new.
+	Mirror func(ctx context.Context, c MirrorConfig, did func(Mirrored) error) error
 	// ReadWitness reads what the witness in a directory remembers.
 	ReadWitness func(dir string) (WitnessStatus, error)
 }

@@ -25,7 +25,7 @@ has not happened.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
-	c.AddCommand(a.ledgerLogCommand(), a.ledgerShowCommand(), a.ledgerProveCommand(), a.ledgerVerifyCommand(), a.ledgerWitnessesCommand())
+	c.AddCommand(a.ledgerLogCommand(), a.ledgerShowCommand(), a.ledgerProveCommand(), a.ledgerVerifyCommand(), a.ledgerWitnessesCommand(), a.ledgerMirrorCommand())
 	return c
 }
 

@@ -10,6 +10,7 @@ import (
 	"github.com/invarhq/invar/cli"
 	"github.com/invarhq/invar/fault"
 	"github.com/invarhq/invar/gateway/proxy"
+	"github.com/invarhq/invar/ledger/mirror"
 	"github.com/invarhq/invar/ledger/witness"
 	"github.com/invarhq/invar/ledger/witness/serve"
 	"github.com/invarhq/invar/server"
@@ -42,6 +43,9 @@ func daemons() cli.Daemons {
 			return runWitness(ctx, c, started, log)
 		},
 		ReadWitness: readWitness,
+		Mirror: func(ctx context.Context, c cli.MirrorConfig, did func(cli.Mirrored) error) error {
+			return runMirror(ctx, c, did, log)
+		},
 	}
 }
 
@@ -57,6 +61,21 @@ func runWitness(ctx context.Context, c cli.WitnessConfig, started func(vkey stri
 	started(w.Verifier().String())
 	log.Info("witnessing", "listen", l.Addr(), "data", c.Data, "logs", len(c.Logs))
 	return errors.Join(w.Serve(ctx, l), w.Close())
+}
+
+func runMirror(ctx context.Context, c cli.MirrorConfig, did func(cli.Mirrored) error, log *slog.Logger) error {
+	fetch, err := mirror.HTTP(c.Log, c.Token)
+	if err != nil {
+		return err
+	}
+	m, err := mirror.Open(c.Dir, c.Key, fetch, log)
+	if err != nil {
+		return err
+	}
+	err = m.Run(ctx, c.Every, func(r mirror.Report) error {
+		return did(cli.Mirrored{Origin: r.Origin, Before: r.Before, Size: r.Size, Root: r.Root.String(), Cosigned: r.Cosigned})
+	})
+	return errors.Join(err, m.Close())
 }
 
 func readWitness(dir string) (cli.WitnessStatus, error) {
