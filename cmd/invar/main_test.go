@@ -81,15 +81,17 @@ type command = func(ts *testscript.TestScript, neg bool, args []string)
 // commands are what scripts can say beside what testscript knows.
 func commands() map[string]command {
 	all := map[string]command{
-		"serve":   cmdServe,
-		"fetch":   cmdFetch,
-		"post":    cmdPost,
-		"replace": cmdReplace,
-		"status":  cmdStatus,
-		"runhint": cmdRunHint,
-		"sqlite":  cmdSQLite,
-		"witness": cmdWitness,
-		"settles": cmdSettles,
+		"serve":    cmdServe,
+		"fetch":    cmdFetch,
+		"post":     cmdPost,
+		"replace":  cmdReplace,
+		"status":   cmdStatus,
+		"runhint":  cmdRunHint,
+		"sqlite":   cmdSQLite,
+		"witness":  cmdWitness,
+		"settles":  cmdSettles,
+		"impostor": cmdImpostor,
+		"submit":   cmdSubmit,
 	}
 	maps.Copy(all, badInput)
 	return all

@@ -1,15 +1,26 @@
 package main
 
 import (
+	"bytes"
+	"context"
 	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"regexp"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/invarhq/invar/ledger"
+	"github.com/invarhq/invar/ledger/witness"
+	"github.com/invarhq/invar/ledger/witness/serve"
+	"github.com/invarhq/invar/store/storetest"
 )
 
 // listening is what a witness logs when it can be asked.
@@ -68,5 +79,67 @@ func cmdSettles(ts *testscript.TestScript, neg bool, args []string) {
 		if time.Now().After(deadline) {
 			ts.Fatalf("exit status %d within 20 s, want %s and %q\n%s", c.ProcessState.ExitCode(), args[0], args[1], out)
 		}
+	}
+}
+
+// impostor SIZE|WITNESS serves a log with the key of the script's server and another history, of that size or of what the witness
+// remembers; it sets IMPOSTOR to its URL.
+func cmdImpostor(ts *testscript.TestScript, neg bool, args []string) {
+	skey := strings.TrimSpace(ts.ReadFile(ts.Getenv("DATA") + "/keys/ledger.key"))
+	signer, verifier, err := ledger.ParseKey(skey)
+	ts.Check(err)
+	disk, err := storetest.NewDisk().Open()
+	ts.Check(err)
+	log, err := ledger.Open(context.Background(), disk, ledger.Config{Origin: signer.Name(), Signer: signer, Verifier: verifier})
+	ts.Check(err)
+	size, err := strconv.ParseInt(args[0], 10, 64)
+	if err != nil {
+		s, err := serve.Read(ts.MkAbs(args[0]))
+		ts.Check(err)
+		size = s.Logs[0].Size
+	}
+	_, err = log.Append(context.Background(), func(next int64) (out [][]byte, _ error) {
+		for i := next; i < size; i++ {
+			out = append(out, fmt.Appendf(nil, "it never happened: %d", i))
+		}
+		return out, nil
+	})
+	ts.Check(err)
+	impostor = log
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		data, err := log.Tile(r.Context(), strings.TrimPrefix(r.URL.Path, "/ledger/"))
+		if err != nil {
+			http.NotFound(w, r)
+			return
+		}
+		_, _ = w.Write(data)
+	}))
+	ts.Defer(func() { srv.Close(); log.Close() })
+	ts.Setenv("IMPOSTOR", srv.URL)
+}
+
+// impostor is the log of the script's impostor; one script at a time has one.
+var impostor *ledger.Log
+
+// submit STATUS WITNESS asks a witness to cosign the impostor's checkpoint; the answer must have the status.
+func cmdSubmit(ts *testscript.TestScript, neg bool, args []string) {
+	_, url, _ := strings.Cut(ts.Getenv(args[1]), "@")
+	ask := func(old int64) (int, string) {
+		proof, err := impostor.ProveConsistency(context.Background(), old, impostor.Size())
+		ts.Check(err)
+		request := witness.Request{Old: old, Proof: proof, Checkpoint: impostor.Checkpoint()}
+		resp, err := http.Post(url+"/add-checkpoint", "", bytes.NewReader(request.Marshal()))
+		ts.Check(err)
+		defer resp.Body.Close()
+		body, err := io.ReadAll(resp.Body)
+		ts.Check(err)
+		return resp.StatusCode, string(body)
+	}
+	status, body := ask(0)
+	if old, err := witness.ParseConflict([]byte(body)); status == http.StatusConflict && err == nil && old < impostor.Size() {
+		status, body = ask(old)
+	}
+	if fmt.Sprint(status) != args[0] {
+		ts.Fatalf("status %d, want %s: %s", status, args[0], body)
 	}
 }
