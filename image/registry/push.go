@@ -190,8 +190,13 @@ func (c source) Push(ctx context.Context, d ocispec.Descriptor, r io.Reader) err
 	if err != nil {
 		return err
 	}
-	_, err = c.s.PutBlob(ctx, want, r)
-	return err
+	if _, err := c.s.PutBlob(ctx, want, r); err != nil {
+		return err
+	}
+	if d.MediaType != ocispec.MediaTypeImageManifest && d.MediaType != ocispec.MediaTypeImageIndex {
+		return nil
+	}
+	return c.s.link(want)
 }
 
 // transferError gives the remote's answer, or its silence, a kind.

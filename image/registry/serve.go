@@ -12,6 +12,7 @@ import (
 	"path"
 	"path/filepath"
 	"regexp"
+	"strings"
 	"sync"
 
 	"github.com/distribution/distribution/v3/configuration"
@@ -59,7 +60,7 @@ func (s *Store) Handler(ctx context.Context) http.Handler {
 	}
 	config.Log.AccessLog.Disabled = true
 	config.HTTP.RelativeURLs = true // the server also listens on a unix socket
-	return handlers.NewApp(ctx, config)
+	return s.withReferrers(handlers.NewApp(ctx, config))
 }
 
 // driver gives CNCF distribution the Store to work on. Distribution names what it keeps by paths
@@ -116,6 +117,9 @@ func (d *driver) PutContent(ctx context.Context, p string, content []byte) error
 	if b, ok := match(linkPath, p); ok {
 		if !d.store.Has(b) {
 			return fmt.Errorf("linking %s: no such blob", b)
+		}
+		if strings.Contains(p, "/_manifests/") {
+			return d.store.link(b)
 		}
 		return nil
 	}

@@ -6,6 +6,7 @@
 //	DIR/oci-layout               marks the directory (image-spec 1.1, "Image Layout")
 //	DIR/blobs/sha256/HEX         every blob, manifest and index, named by its content
 //	DIR/registry/…               tags and unfinished uploads, as CNCF distribution keeps them
+//	DIR/referrers/HEX/HEX        an empty file for each manifest (the second) whose subject is the first
 //	DIR/staging/…                files that are being written; emptied by Open
 //
 // A blob is written to staging, synced, checked against its digest, renamed into place, and the
@@ -55,7 +56,7 @@ func Open(dir string) (*Store, error) {
 		return nil, fmt.Errorf("opening content store: %w", err)
 	}
 	s := &Store{dir: dir}
-	for _, d := range []string{s.blobs(), s.staging(), s.registryDir()} {
+	for _, d := range []string{s.blobs(), s.staging(), s.registryDir(), s.referrersDir()} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
 			return nil, fmt.Errorf("opening content store: %w", err)
 		}
