@@ -53,14 +53,37 @@ func ParseVerifierKey(vkey string) (note.Verifier, error) {
 
 // VerifierKey returns the vkey that belongs to skey.
 func VerifierKey(skey string) (string, error) {
+	name, key, err := PrivateKey(skey)
+	if err != nil {
+		return "", err
+	}
+	return note.NewEd25519VerifierKey(name, key.Public().(ed25519.PublicKey))
+}
+
+// PrivateKey returns the origin and the Ed25519 key of skey, to sign what is no note.
+func PrivateKey(skey string) (origin string, key ed25519.PrivateKey, err error) {
 	f := strings.SplitN(skey, "+", 5) // PRIVATE, KEY, name, hash, data
 	if len(f) != 5 {
-		return "", fault.Errorf(fault.Invalid, "parsing a ledger key: want PRIVATE+KEY+name+hash+data")
+		return "", nil, fault.Errorf(fault.Invalid, "parsing a ledger key: want PRIVATE+KEY+name+hash+data")
 	}
 	seed, err := base64.StdEncoding.DecodeString(f[4])
 	if err != nil || len(seed) != 1+ed25519.SeedSize {
-		return "", fault.Errorf(fault.Invalid, "parsing a ledger key: want %d bytes of base64 data", 1+ed25519.SeedSize)
+		return "", nil, fault.Errorf(fault.Invalid, "parsing a ledger key: want %d bytes of base64 data", 1+ed25519.SeedSize)
 	}
-	public := ed25519.NewKeyFromSeed(seed[1:]).Public().(ed25519.PublicKey)
-	return note.NewEd25519VerifierKey(f[2], public)
+	return f[2], ed25519.NewKeyFromSeed(seed[1:]), nil
+}
+
+// PublicKey returns the origin and the Ed25519 key of vkey, to verify what is no note.
+func PublicKey(vkey string) (origin string, key ed25519.PublicKey, err error) {
+	v, err := ParseVerifierKey(vkey)
+	if err != nil {
+		return "", nil, err
+	}
+	f := strings.SplitN(strings.TrimSpace(vkey), "+", 3) // name, hash, data
+	data, err := base64.StdEncoding.DecodeString(f[len(f)-1])
+	const algEd25519 = 1 // of signed notes
+	if err != nil || len(data) != 1+ed25519.PublicKeySize || data[0] != algEd25519 {
+		return "", nil, fault.Errorf(fault.Invalid, "parsing the verifier key %q: want an Ed25519 key", vkey)
+	}
+	return v.Name(), data[1:], nil
 }
