@@ -47,6 +47,7 @@ type Evaluate func(ctx context.Context, source io.Reader, env spec.EnvName, bund
 type Config struct {
 	Store    store.Store // the ledger's; the caller closes it after the Service
 	Blobs    Blobs
+	Attached func(manifest digest.Digest) ([]digest.Digest, error) // all that is attached to an image: SBOM, provenance; nil: nothing is
 	Evaluate Evaluate
 	Origin   string        // the ledger's name
 	Signer   note.Signer   // of the ledger's checkpoints, and of the snapshots of the state

@@ -613,7 +613,7 @@ func TestReads(t *testing.T) {
 		}
 		refs = append(refs, r)
 	}
-	for _, want := range []digest.Digest{a, b, d.push(shop("1")), digest.Of(manifest), digest.Of([]byte("root")), digest.Of([]byte("layer")), digest.Of([]byte("config"))} {
+	for _, want := range []digest.Digest{a, b, d.push(shop("1")), digest.Of(manifest), digest.Of([]byte("root")), digest.Of([]byte("layer")), digest.Of([]byte("config")), digest.Of([]byte("attached"))} {
 		if !slices.Contains(refs, want) {
 			t.Errorf("%s is not referred to", want)
 		}

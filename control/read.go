@@ -138,7 +138,7 @@ func (s *Service) Watch(ctx context.Context, from int64) iter.Seq2[Indexed, erro
 }
 
 // References yields the digests of all content that the ledger names and an environment may ever need again: bundles with
-// their sources and images down to the layers, releases, and plans. What it yields must not be removed. A
+// their sources and images down to the layers with what is attached to them, releases, and plans. What it yields must not be removed. A
 // digest may come more than once.
 func (s *Service) References(ctx context.Context) iter.Seq2[digest.Digest, error] {
 	return func(yield func(digest.Digest, error) bool) {
@@ -193,6 +193,14 @@ func (s *Service) bundleReferences(known state.KnownBundle, b release.Bundle) ([
 		for _, d := range append(m.Layers, m.Config) {
 			out = append(out, d.Digest)
 		}
+		if s.config.Attached == nil {
+			continue
+		}
+		attached, err := s.config.Attached(img.Manifest)
+		if err != nil {
+			return nil, fmt.Errorf("listing what is attached to image %s: %w", name, err)
+		}
+		out = append(out, attached...)
 	}
 	return out, nil
 }
