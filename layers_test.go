@@ -35,6 +35,8 @@ var heavy = map[string]string{
 	"github.com/coreos/go-oidc/":            "identity/oidc",
 	"golang.org/x/oauth2":                   "identity/oidc",
 	"github.com/zitadel/oidc/":              "identity/oidc/oidctest",
+	"github.com/CycloneDX/cyclonedx-go":     "image/sbom",
+	"github.com/secure-systems-lab/":        "image/sbom",
 }
 
 // pkg is a package of ours: what it imports, and its row in the table.

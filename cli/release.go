@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"maps"
 	"net/http"
+	"slices"
 
 	"github.com/invarhq/invar/api/client"
 	"github.com/invarhq/invar/digest"
@@ -17,8 +19,9 @@ import (
 
 // made is a release with its artifacts in a store.
 type made struct {
-	bundle, release digest.Digest // identities
-	artifact        digest.Digest // of the OCI index that holds all of it
+	bundle, release digest.Digest   // identities
+	artifact        digest.Digest   // of the OCI index that holds all of it
+	images          []digest.Digest // of the index, by the digests of their manifests
 }
 
 // makeRelease bundles the sources, evaluates the bundle for env as the server will, and stores the artifacts.
@@ -58,7 +61,16 @@ func makeRelease(ctx context.Context, env spec.EnvName, files map[string][]byte,
 			return made{}, err
 		}
 	}
-	return made{bundleDigest, releaseDigest, digest.Digest(index.Descriptor.Digest)}, nil
+	return made{bundleDigest, releaseDigest, digest.Digest(index.Descriptor.Digest), running(record)}, nil
+}
+
+// running are the images that the release's components run, each once, sorted.
+func running(r release.Record) []digest.Digest {
+	all := map[digest.Digest]bool{}
+	for _, p := range r.Components {
+		all[p.Component.Image] = true
+	}
+	return slices.Sorted(maps.Keys(all))
 }
 
 // evaluate makes the release of a directory's app, or of the platform's definition.
@@ -90,9 +102,24 @@ func keep(ctx context.Context, store *registry.Store, a release.Artifact) error 
 	return nil
 }
 
-// push brings a release, and the images that the server does not have yet, to the server.
+// push brings a release, and the images that the server does not have yet, to the server; then what is attached to them.
 func (a *app) push(ctx context.Context, cl *client.Client, app spec.AppName, store *registry.Store, m made) error {
-	return store.Push(ctx, a.registry(cl, app), m.artifact, "", nil)
+	to := a.registry(cl, app)
+	if err := store.Push(ctx, to, m.artifact, "", nil); err != nil {
+		return err
+	}
+	for _, img := range m.images {
+		attached, err := store.Referrers(img)
+		if err != nil {
+			return err
+		}
+		for _, r := range attached {
+			if err := store.Push(ctx, to, r.Digest, "", nil); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // registry is the server's, with what it has of an app.

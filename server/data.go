@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"crypto/ed25519"
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
@@ -41,6 +42,7 @@ type key struct {
 	signer   note.Signer
 	verifier note.Verifier
 	vkey     string
+	private  ed25519.PrivateKey // of signer, for what is no note
 }
 
 func (k key) origin() string { return k.verifier.Name() }
@@ -133,7 +135,10 @@ func (d *data) parseKey(secret string) (err error) {
 	if err != nil {
 		return fault.As(fault.Corrupt, fmt.Errorf("reading %s: %w", d.path(secretKey), err))
 	}
-	d.key.vkey, err = ledger.VerifierKey(secret)
+	if d.key.vkey, err = ledger.VerifierKey(secret); err != nil {
+		return err
+	}
+	_, d.key.private, err = ledger.PrivateKey(secret)
 	return err
 }
 

@@ -5,12 +5,15 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 
 	"github.com/invarhq/invar/control"
 	"github.com/invarhq/invar/digest"
 	"github.com/invarhq/invar/fault"
+	"github.com/invarhq/invar/image"
 	"github.com/invarhq/invar/image/registry"
 	"github.com/invarhq/invar/image/root"
+	"github.com/invarhq/invar/image/sbom"
 	"github.com/invarhq/invar/platform"
 	"github.com/invarhq/invar/release"
 	"github.com/invarhq/invar/spec"
@@ -22,8 +25,9 @@ const maxSourceArchive = 64 << 20
 
 // evaluator evaluates bundles again, and makes the roots that their images need.
 type evaluator struct {
-	store *registry.Store
-	roots string
+	store  *registry.Store
+	roots  string
+	signer sbom.Signer // of the provenance of images
 }
 
 // evaluate is control.Evaluate. It takes nothing on trust: the release follows from the sources, and every root
@@ -63,7 +67,59 @@ func (e *evaluator) evaluate(ctx context.Context, source io.Reader, env spec.Env
 	if err != nil {
 		return release.Record{}, "", err
 	}
-	return record, app.Env.PromoteFrom, e.buildRoots(ctx, bundle, record)
+	if err := e.buildRoots(ctx, bundle, record); err != nil {
+		return release.Record{}, "", err
+	}
+	return record, app.Env.PromoteFrom, e.attest(ctx, app, m.Lock(), bundle, record)
+}
+
+// attest makes the bill of materials of every image that a component runs, and signs its provenance, unless that is done.
+func (e *evaluator) attest(ctx context.Context, app spec.App, lock image.Lock, bundle release.Bundle, record release.Record) error {
+	used := running(record)
+	for _, img := range app.Images {
+		if !used[bundle.Images[img.Name].Manifest] {
+			continue
+		}
+		build, err := buildOf(app.Images, img, lock, bundle, len(app.Images))
+		if err != nil {
+			return err
+		}
+		if build.Resolved, _, err = root.Build(ctx, e.store, e.roots, build.Resolved.Manifest); err != nil { // what this server knows, not what the bundle says
+			return err
+		}
+		if err := (sbom.Maker{Store: e.store, Roots: e.roots}).Endorse(ctx, *build, e.signer); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// buildOf says how an image was made, as the sources have it, with at most so many bases.
+func buildOf(images []spec.Image, img spec.Image, lock image.Lock, bundle release.Bundle, bases int) (*sbom.Build, error) {
+	resolved, ok := bundle.Images[img.Name]
+	if !ok || bases == 0 {
+		return nil, fault.Errorf(fault.Invalid, "image %q is not among the bundle's, or its own base", img.Name)
+	}
+	b := &sbom.Build{Image: img, Locked: lock.Images[string(img.Name)], Resolved: resolved}
+	if img.Layers == nil || img.Layers.Base == "" {
+		return b, nil
+	}
+	i := slices.IndexFunc(images, func(other spec.Image) bool { return other.Name == img.Layers.Base })
+	if i < 0 {
+		return nil, fault.Errorf(fault.Invalid, "image %q: its base %q does not exist", img.Name, img.Layers.Base)
+	}
+	base, err := buildOf(images, images[i], lock, bundle, bases-1)
+	b.Base = base
+	return b, err
+}
+
+// running are the images that components run, by the digests of their manifests.
+func running(r release.Record) map[digest.Digest]bool {
+	used := map[digest.Digest]bool{}
+	for _, p := range r.Components {
+		used[p.Component.Image] = true
+	}
+	return used
 }
 
 // evaluatePlatform evaluates the platform's definition, which has no images.
@@ -80,10 +136,7 @@ func evaluatePlatform(m *parse.Module, env spec.EnvName, name digest.Digest) (re
 
 // buildRoots makes the root of every image that a component runs, unless it is there, and refuses one that differs.
 func (e *evaluator) buildRoots(ctx context.Context, bundle release.Bundle, record release.Record) error {
-	used := map[digest.Digest]bool{}
-	for _, p := range record.Components {
-		used[p.Component.Image] = true
-	}
+	used := running(record)
 	for name, img := range bundle.Images {
 		if !used[img.Manifest] {
 			continue
@@ -114,4 +167,17 @@ func (b blobs) Has(d digest.Digest) bool {
 	}
 	_, err := os.Stat(root.Path(b.roots, d))
 	return err == nil
+}
+
+// attached returns the digests of all that is attached to a manifest as referrers, with what these refer to.
+func (b blobs) attached(manifest digest.Digest) ([]digest.Digest, error) {
+	all, err := b.Referrers(manifest)
+	if err != nil {
+		return nil, err
+	}
+	var out []digest.Digest
+	for _, r := range all {
+		out = append(append(out, r.Digest), r.Blobs...)
+	}
+	return out, nil
 }

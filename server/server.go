@@ -35,6 +35,7 @@ import (
 	"github.com/invarhq/invar/fault"
 	"github.com/invarhq/invar/gateway/proxy"
 	"github.com/invarhq/invar/image/registry"
+	"github.com/invarhq/invar/image/sbom"
 	"github.com/invarhq/invar/ledger/witness"
 	"github.com/invarhq/invar/ledger/witness/collect"
 	"github.com/invarhq/invar/reconcile"
@@ -103,9 +104,9 @@ func (s *Server) openLedger(ctx context.Context) (err error) {
 	if err := os.MkdirAll(roots, 0o700); err != nil {
 		return fmt.Errorf("making the directory of roots: %w", err)
 	}
-	e := &evaluator{s.content, roots}
+	e := &evaluator{s.content, roots, sbom.Signer{Name: s.data.key.origin(), Key: s.data.key.private}}
 	s.control, err = control.Open(ctx, control.Config{
-		Store: s.data.store, Blobs: blobs{s.content, roots}, Evaluate: e.evaluate,
+		Store: s.data.store, Blobs: blobs{s.content, roots}, Attached: blobs{s.content, roots}.attached, Evaluate: e.evaluate,
 		Origin: s.data.key.origin(), Signer: s.data.key.signer, Verifier: s.data.key.verifier, VKey: s.data.key.vkey,
 		Version: s.config.Version, Init: empty, Log: s.log,
 	})

@@ -3,7 +3,8 @@
 //
 // The same configuration, sources and lock give the same digests on any machine. So that this can be:
 // layers are uncompressed tars whose entries are sorted, owned by numbers, and have the time zero (or the
-// lock's date, for Debian packages); configurations carry no time and no history.
+// lock's date, for Debian packages); configurations carry no time and no history. What is in an image and how it came to be
+// is attached to it as referrers (package sbom).
 //
 //	ref      an image from a registry, layout or archive, pinned by digest
 //	go       a main package, built static without cgo and without paths, over certificates and a non-root user
@@ -27,6 +28,7 @@ import (
 	"github.com/invarhq/invar/image"
 	"github.com/invarhq/invar/image/registry"
 	"github.com/invarhq/invar/image/root"
+	"github.com/invarhq/invar/image/sbom"
 	"github.com/invarhq/invar/spec"
 )
 
@@ -142,9 +144,9 @@ func (r *reporter) report(e Event) {
 
 // pending is an image that is being baked; what is built on it waits for done.
 type pending struct {
-	done     chan struct{}
-	resolved image.Resolved
-	ok       bool
+	done  chan struct{}
+	build sbom.Build
+	ok    bool
 }
 
 // bakeAll bakes every image once its base is there. Few work at a time: baking waits for disks and networks, too.
@@ -160,7 +162,7 @@ func bakeAll(ctx context.Context, req Request, lock image.Lock) (map[spec.ImageN
 		wg.Go(func() {
 			p := all[img.Name]
 			defer close(p.done)
-			p.resolved, errs[i] = b.one(ctx, img, all)
+			p.build, errs[i] = b.one(ctx, img, all)
 			p.ok = errs[i] == nil
 		})
 	}
@@ -170,7 +172,7 @@ func bakeAll(ctx context.Context, req Request, lock image.Lock) (map[spec.ImageN
 	}
 	out := map[spec.ImageName]image.Resolved{}
 	for name, p := range all {
-		out[name] = p.resolved
+		out[name] = p.build.Resolved
 	}
 	return out, nil
 }
@@ -186,56 +188,60 @@ type baker struct {
 // errBase marks an image that was not baked because its base was not.
 var errBase = errors.New("its base could not be baked")
 
-func (b *baker) one(ctx context.Context, img spec.Image, all map[spec.ImageName]*pending) (image.Resolved, error) {
-	r, cached, err := b.bake(ctx, img, all)
+func (b *baker) one(ctx context.Context, img spec.Image, all map[spec.ImageName]*pending) (sbom.Build, error) {
+	made, cached, err := b.bake(ctx, img, all)
 	if err != nil {
 		b.progress.report(Event{Image: img.Name, Step: Failed, Err: err})
-		return image.Resolved{}, fmt.Errorf("image %q: %w", img.Name, err)
+		return sbom.Build{}, fmt.Errorf("image %q: %w", img.Name, err)
 	}
 	b.progress.report(Event{Image: img.Name, Step: Finished, Cached: cached})
-	return r, nil
+	return made, nil
 }
 
-func (b *baker) bake(ctx context.Context, img spec.Image, all map[spec.ImageName]*pending) (image.Resolved, bool, error) {
+func (b *baker) bake(ctx context.Context, img spec.Image, all map[spec.ImageName]*pending) (sbom.Build, bool, error) {
 	base, err := b.await(ctx, img, all)
 	if err != nil {
-		return image.Resolved{}, false, err
+		return sbom.Build{}, false, err
 	}
 	select {
 	case b.slots <- struct{}{}:
 		defer func() { <-b.slots }()
 	case <-ctx.Done():
-		return image.Resolved{}, false, ctx.Err()
+		return sbom.Build{}, false, ctx.Err()
 	}
+	made := sbom.Build{Image: img, Locked: b.lock.Images[string(img.Name)], Base: base}
 	manifest, err := b.make(ctx, img, base)
 	if err != nil {
-		return image.Resolved{}, false, err
+		return sbom.Build{}, false, err
 	}
 	b.progress.report(Event{Image: img.Name, Step: Packing})
-	r, built, err := root.Build(ctx, b.req.Store, b.req.Roots, manifest)
-	return r, !built, err
+	var built bool
+	if made.Resolved, built, err = root.Build(ctx, b.req.Store, b.req.Roots, manifest); err != nil {
+		return sbom.Build{}, false, err
+	}
+	return made, !built, sbom.Maker{Store: b.req.Store, Roots: b.req.Roots}.Attach(ctx, made)
 }
 
-// await waits for the image's base and returns the digest of its manifest, or "" without a base.
-func (b *baker) await(ctx context.Context, img spec.Image, all map[spec.ImageName]*pending) (digest.Digest, error) {
+// await waits for the image's base and returns how it was made, or nil without a base.
+func (b *baker) await(ctx context.Context, img spec.Image, all map[spec.ImageName]*pending) (*sbom.Build, error) {
 	if img.Layers == nil || img.Layers.Base == "" {
-		return "", nil
+		return nil, nil
 	}
 	b.progress.report(Event{Image: img.Name, Step: Waiting, Detail: string(img.Layers.Base)})
 	p := all[img.Layers.Base]
 	select {
 	case <-p.done:
 	case <-ctx.Done():
-		return "", ctx.Err()
+		return nil, ctx.Err()
 	}
 	if !p.ok {
-		return "", fault.As(fault.Invalid, errBase)
+		return nil, fault.As(fault.Invalid, errBase)
 	}
-	return p.resolved.Manifest, nil
+	return &p.build, nil
 }
 
 // make returns the manifest of the image in the store.
-func (b *baker) make(ctx context.Context, img spec.Image, base digest.Digest) (digest.Digest, error) {
+func (b *baker) make(ctx context.Context, img spec.Image, base *sbom.Build) (digest.Digest, error) {
 	report := func(e Event) {
 		e.Image = img.Name
 		b.progress.report(e)

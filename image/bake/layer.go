@@ -24,6 +24,7 @@ import (
 	"github.com/invarhq/invar/fault"
 	"github.com/invarhq/invar/image"
 	"github.com/invarhq/invar/image/registry"
+	"github.com/invarhq/invar/image/sbom"
 	"github.com/invarhq/invar/spec"
 )
 
@@ -165,12 +166,12 @@ func loadJSON(s *registry.Store, d digest.Digest, v any) error {
 }
 
 // layer adds files of the app's directory to a base.
-func (b *baker) layer(ctx context.Context, img spec.LayersImage, base digest.Digest, report func(Event)) (digest.Digest, error) {
+func (b *baker) layer(ctx context.Context, img spec.LayersImage, base *sbom.Build, report func(Event)) (digest.Digest, error) {
 	report(Event{Step: Building})
 	a := assembly{platform: b.req.Platform}
-	if base != "" {
+	if base != nil {
 		var err error
-		if a, err = load(b.req.Store, base); err != nil {
+		if a, err = load(b.req.Store, base.Resolved.Manifest); err != nil {
 			return "", err
 		}
 	}
