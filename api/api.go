@@ -53,6 +53,16 @@ const (
 	PathApply        = "/v1/environments/{env}/apply"
 	PathRollback     = "/v1/environments/{env}/rollback"
 	PathDestroy      = "/v1/environments/{env}/destroy"
+	PathConfirm      = "/v1/environments/{env}/confirm"
+	PathReview       = "/v1/environments/{env}/review"
+	PathChanges      = "/v1/changes"
+	PathChange       = "/v1/changes/{change}"
+	PathApprove      = "/v1/changes/{change}/approve"
+	PathReject       = "/v1/changes/{change}/reject"
+	PathWithdraw     = "/v1/changes/{change}/withdraw"
+	PathCarryOut     = "/v1/changes/{change}/apply"
+	PathRevoke       = "/v1/releases/{ref}/revoke"
+	PathWhoAmI       = "/v1/whoami"
 	PathMeasure      = "/v1/environments/{env}/verify"
 	PathLogs         = "/v1/environments/{env}/logs/{component}"
 	PathRelease      = "/v1/releases/{ref}"
@@ -76,6 +86,14 @@ const (
 
 // EnvironmentPath fills in one of the patterns that name an environment.
 func EnvironmentPath(pattern, env string) string { return fill(pattern, "{env}", env) }
+
+// ChangePath fills in one of the patterns that name a change.
+func ChangePath(pattern string, number int) string {
+	return fill(pattern, "{change}", strconv.Itoa(number))
+}
+
+// RevokePath is where a release is revoked.
+func RevokePath(ref string) string { return fill(PathRevoke, "{ref}", ref) }
 
 // LogsPath is where the log of a component is.
 func LogsPath(env, component string) string {

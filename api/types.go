@@ -248,18 +248,28 @@ type ApplyRequest struct {
 	BaseGeneration int           `json:"base_generation" minimum:"0" doc:"Generation that the plan was made against. Refused with 409 when the head has moved on."`
 	PlanDigest     digest.Digest `json:"plan_digest" pattern:"^sha256:[0-9a-f]{64}$" doc:"Digest of the plan. Refused with 409 when the plan would be another now."`
 	Reason         string        `json:"reason,omitempty" maxLength:"4096" doc:"Why; recorded in the ledger."`
+	How
+}
+
+// How says in what way a head is asked to move.
+type How struct {
+	ConfirmWithinMS int64 `json:"confirm_within_ms,omitempty" minimum:"0" maximum:"604800000" doc:"Revert the move unless it is confirmed within so many milliseconds after it was made."`
+	Emergency       bool  `json:"emergency,omitempty" doc:"Move at once, without approvals, in a freeze or against a policy. Needs the permission breakglass, a rule for it and a reason, and is to be reviewed by somebody else."`
+	OverrideFreeze  bool  `json:"override_freeze,omitempty" doc:"Move in spite of a freeze. Needs the permission freeze.override and a reason."`
 }
 
 // RollbackRequest asks to move the head back to the release of an earlier generation.
 type RollbackRequest struct {
 	To     int    `json:"to,omitempty" minimum:"0" doc:"Generation whose release becomes the head again; 0: the last one before the head that completed with another release."`
 	Reason string `json:"reason,omitempty" maxLength:"4096" doc:"Why; recorded in the ledger."`
+	How
 }
 
 // DestroyRequest asks to retire all that an environment runs.
 type DestroyRequest struct {
 	Reason  string `json:"reason,omitempty" maxLength:"4096" doc:"Why; recorded in the ledger."`
 	Volumes bool   `json:"volumes,omitempty" doc:"Delete the environment's volumes as well, for good."`
+	How
 }
 
 // Accepted says that a head has moved: it is in the ledger. The rollout follows; events tell how it goes.
@@ -268,7 +278,9 @@ type Accepted struct {
 	Generation int           `json:"generation" doc:"The new generation."`
 	Release    digest.Digest `json:"release,omitempty" doc:"Release that is the head now; absent: destroyed."`
 	Entry      uint64        `json:"entry" doc:"Index of the ledger entry; events since here show the rollout."`
-	Changed    bool          `json:"changed" doc:"False when the head was this release already, and nothing was recorded."`
+	Changed    bool          `json:"changed" doc:"False when the head did not move: it was this release already, or a change waits."`
+	Change     int           `json:"change,omitempty" doc:"The change that waits for approvals, or that was carried out; absent: none was needed."`
+	Waiting    bool          `json:"waiting,omitempty" doc:"The head did not move: the change waits for approvals."`
 }
 
 // Measured is what the instances of an environment were found to run on.
@@ -449,6 +461,10 @@ type BadSpot struct {
 // TokenRequest asks for a token.
 type TokenRequest struct {
 	Name string `json:"name" minLength:"1" maxLength:"63" pattern:"^[a-z]([a-z0-9-]*[a-z0-9])?$" doc:"Whom it is for; its holder acts as token:NAME."`
+
+	Permissions  []string `json:"permissions,omitempty" maxItems:"64" doc:"All that it is good for; absent: whatever its maker may." example:"[\"plan\", \"apply\"]"`
+	Environments []string `json:"environments,omitempty" maxItems:"64" doc:"Patterns of the environments that it is good for; absent: wherever its maker may." example:"[\"staging\"]"`
+	LifetimeMS   int64    `json:"lifetime_ms,omitempty" minimum:"0" doc:"Milliseconds until it ends; absent: it does not."`
 }
 
 // NewToken is a token that was just made: the only time that its secret is told.
@@ -467,7 +483,13 @@ type Token struct {
 	ID        string    `json:"id" doc:"Name of the token for DELETE; not a secret."`
 	Name      string    `json:"name" doc:"Whom it is for."`
 	By        string    `json:"by" doc:"Who made it."`
+	Principal string    `json:"principal,omitempty" doc:"Whom its holder acts for."`
 	CreatedAt time.Time `json:"created_at" doc:"When it was made."`
+
+	Permissions  []string   `json:"permissions,omitempty" doc:"All that it is good for; absent: whatever its principal may."`
+	Environments []string   `json:"environments,omitempty" doc:"Where; absent: wherever its principal may."`
+	ExpiresAt    *time.Time `json:"expires_at,omitempty" doc:"When it ends; absent: it does not."`
+	Session      bool       `json:"session,omitempty" doc:"It comes of a login."`
 }
 
 // Health is the answer of PathHealth.

@@ -53,6 +53,7 @@ type Config struct {
 	Signer   note.Signer   // of the ledger's checkpoints, and of the snapshots of the state
 	Verifier note.Verifier // of what Signer signs
 	VKey     string        // Verifier as text, for the genesis entry
+	User     string        // user name that the server runs as: beside root, the owner of a server without a definition; may be ""
 	Version  string        // of invar, for log.start entries
 
 	// Init makes a new ledger in an empty store. Without it an empty store is refused: a ledger that
@@ -77,6 +78,7 @@ type Service struct {
 	records *records
 
 	evaluations evaluations
+	refusals    refusals
 
 	pending state.State // the newest that anything was decided on, durable or not; only the ledger's writer uses it
 

@@ -189,7 +189,7 @@ func TestRouteBelongsToOneEnvironment(t *testing.T) {
 	if _, err := d.propose("staging", a); err != nil {
 		t.Errorf("another path of the same host was refused: %v", err)
 	}
-	if _, err := d.Destroy(t.Context(), alice, "prod", false, ""); err != nil {
+	if _, err := d.Destroy(t.Context(), alice, "prod", false, "", control.How{}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := d.propose("staging", shop("1")); err != nil {
@@ -206,7 +206,7 @@ func TestRollbackRouteTakenMeanwhile(t *testing.T) {
 	d.apply("prod", a)
 	d.complete("prod")
 	d.apply("staging", shop("1")) // takes what prod gave up
-	if _, err := d.Rollback(t.Context(), alice, "prod", 0, ""); !errors.Is(err, fault.Conflict) {
+	if _, err := d.Rollback(t.Context(), alice, "prod", 0, "", control.How{}); !errors.Is(err, fault.Conflict) {
 		t.Errorf("got %v", err)
 	}
 }
@@ -218,13 +218,13 @@ func TestEnvironmentBelongsToOneApp(t *testing.T) {
 	if _, err := d.propose("prod", wiki); !errors.Is(err, fault.Conflict) || !strings.Contains(err.Error(), "runs app shop") {
 		t.Errorf("got %v", err)
 	}
-	if _, err := d.Destroy(t.Context(), alice, "prod", false, "moving"); err != nil {
+	if _, err := d.Destroy(t.Context(), alice, "prod", false, "moving", control.How{}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := d.propose("prod", wiki); !errors.Is(err, fault.Conflict) || !strings.Contains(err.Error(), "volumes") {
 		t.Errorf("wiki could read the volumes of shop: %v", err)
 	}
-	if moved, err := d.Destroy(t.Context(), alice, "prod", true, "volumes too"); err != nil || !moved.Changed {
+	if moved, err := d.Destroy(t.Context(), alice, "prod", true, "volumes too", control.How{}); err != nil || !moved.Changed {
 		t.Fatalf("got %+v, %v", moved, err)
 	}
 	if _, err := d.propose("prod", wiki); !errors.Is(err, fault.Conflict) {
@@ -249,7 +249,7 @@ func TestRollbackFindsTheLastThatCompleted(t *testing.T) {
 	}
 	d.apply("prod", shop("3"))
 	d.complete("prod")
-	moved, err := d.Rollback(t.Context(), alice, "prod", 0, "3 is slow")
+	moved, err := d.Rollback(t.Context(), alice, "prod", 0, "3 is slow", control.How{})
 	if err != nil || moved.Generation != 4 || moved.Release != first.Release || !moved.Changed {
 		t.Errorf("got %+v, %v", moved, err)
 	}
@@ -258,18 +258,18 @@ func TestRollbackFindsTheLastThatCompleted(t *testing.T) {
 		t.Errorf("got %+v, %v", g, err)
 	}
 	// Again is nothing; forward is a rollback as well; a failed one can be asked for by number.
-	if moved, err := d.Rollback(t.Context(), alice, "prod", 1, ""); err != nil || moved.Changed {
+	if moved, err := d.Rollback(t.Context(), alice, "prod", 1, "", control.How{}); err != nil || moved.Changed {
 		t.Errorf("back to what it is: %+v, %v", moved, err)
 	}
 	d.complete("prod")
-	if moved, err := d.Rollback(t.Context(), alice, "prod", 0, ""); err != nil || moved.Generation != 5 || d.env("prod").Head.Release == first.Release {
+	if moved, err := d.Rollback(t.Context(), alice, "prod", 0, "", control.How{}); err != nil || moved.Generation != 5 || d.env("prod").Head.Release == first.Release {
 		t.Errorf("forward: %+v, %v", moved, err)
 	}
-	if moved, err := d.Rollback(t.Context(), alice, "prod", 2, ""); err != nil || moved.Generation != 6 {
+	if moved, err := d.Rollback(t.Context(), alice, "prod", 2, "", control.How{}); err != nil || moved.Generation != 6 {
 		t.Errorf("by number: %+v, %v", moved, err)
 	}
 	for to, env := range map[int]spec.EnvName{9: "prod", 0: "unknown"} {
-		if _, err := d.Rollback(t.Context(), alice, env, to, ""); !errors.Is(err, fault.NotFound) {
+		if _, err := d.Rollback(t.Context(), alice, env, to, "", control.How{}); !errors.Is(err, fault.NotFound) {
 			t.Errorf("%s to %d: %v", env, to, err)
 		}
 	}
@@ -280,20 +280,20 @@ func TestRollbackBringsBackWhatWasDestroyed(t *testing.T) {
 	d := newDesk(t)
 	first := d.apply("prod", shop("1"))
 	d.complete("prod")
-	moved, err := d.Destroy(t.Context(), alice, "prod", false, "")
+	moved, err := d.Destroy(t.Context(), alice, "prod", false, "", control.How{})
 	if err != nil || moved.Release != "" || moved.Generation != 2 {
 		t.Fatalf("got %+v, %v", moved, err)
 	}
-	if moved, err := d.Destroy(t.Context(), alice, "prod", false, ""); err != nil || moved.Changed {
+	if moved, err := d.Destroy(t.Context(), alice, "prod", false, "", control.How{}); err != nil || moved.Changed {
 		t.Errorf("destroyed twice: %+v, %v", moved, err)
 	}
-	if moved, err = d.Rollback(t.Context(), alice, "prod", 0, ""); err != nil || moved.Release != first.Release {
+	if moved, err = d.Rollback(t.Context(), alice, "prod", 0, "", control.How{}); err != nil || moved.Release != first.Release {
 		t.Errorf("got %+v, %v", moved, err)
 	}
-	if _, err := d.Rollback(t.Context(), alice, "prod", 2, ""); !errors.Is(err, fault.Invalid) {
+	if _, err := d.Rollback(t.Context(), alice, "prod", 2, "", control.How{}); !errors.Is(err, fault.Invalid) {
 		t.Errorf("rolled back to nothing: %v", err)
 	}
-	if _, err := d.Destroy(t.Context(), alice, "unknown", false, ""); !errors.Is(err, fault.NotFound) {
+	if _, err := d.Destroy(t.Context(), alice, "unknown", false, "", control.How{}); !errors.Is(err, fault.NotFound) {
 		t.Errorf("got %v", err)
 	}
 }
@@ -426,7 +426,7 @@ func TestFailedCommitsLeaveNoTrace(t *testing.T) {
 					},
 					func() error { return d.record("prod", d.create("prod", id())) },
 					func() error { return d.record("prod", deploy.Step{Kind: deploy.Done, Generation: 1}) },
-					func() error { _, err := d.Destroy(t.Context(), alice, "prod", false, ""); return err },
+					func() error { _, err := d.Destroy(t.Context(), alice, "prod", false, "", control.How{}); return err },
 				}
 				for i, step := range steps {
 					size := d.State().Size()
@@ -507,7 +507,7 @@ func TestEditedSnapshotIsNotUsed(t *testing.T) {
 
 func TestTokens(t *testing.T) {
 	d := newDesk(t)
-	tok, secret, err := d.CreateToken(t.Context(), alice, "ci")
+	tok, secret, err := d.CreateToken(t.Context(), control.Caller{Actor: alice}, "ci", control.Scope{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -516,11 +516,11 @@ func TestTokens(t *testing.T) {
 			t.Fatalf("entry %d has the secret (%v)", e.Index, err)
 		}
 	}
-	if by, err := d.VerifyToken(secret); err != nil || by.String() != "token:ci" {
+	if by, err := d.IdentifyToken(secret); err != nil || by.Actor.String() != "token:ci" {
 		t.Errorf("got %v, %v", by, err)
 	}
 	for _, bad := range []string{"", "invar_", secret + "x", secret[:len(secret)-1], string(tok.ID), string(tok.Secret)} {
-		if _, err := d.VerifyToken(bad); !errors.Is(err, fault.Denied) {
+		if _, err := d.IdentifyToken(bad); !errors.Is(err, fault.Denied) {
 			t.Errorf("%q: %v", bad, err)
 		}
 	}
@@ -528,7 +528,7 @@ func TestTokens(t *testing.T) {
 	if err := d.RevokeToken(t.Context(), alice, tok.ID); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := d.VerifyToken(secret); !errors.Is(err, fault.Denied) {
+	if _, err := d.IdentifyToken(secret); !errors.Is(err, fault.Denied) {
 		t.Errorf("revoked: %v", err)
 	}
 	if err := d.RevokeToken(t.Context(), alice, tok.ID); !errors.Is(err, fault.Conflict) {
@@ -537,7 +537,7 @@ func TestTokens(t *testing.T) {
 	if err := d.RevokeToken(t.Context(), alice, "aaaaaaaa"); !errors.Is(err, fault.NotFound) {
 		t.Errorf("unknown: %v", err)
 	}
-	if _, _, err := d.CreateToken(t.Context(), alice, "No Name"); !errors.Is(err, fault.Invalid) {
+	if _, _, err := d.CreateToken(t.Context(), control.Caller{Actor: alice}, "No Name", control.Scope{}); !errors.Is(err, fault.Invalid) {
 		t.Errorf("bad name: %v", err)
 	}
 	d.audit()
@@ -581,7 +581,7 @@ func TestForeignEntriesStopTheService(t *testing.T) {
 	if _, err := d.Ledger().Append(t.Context(), func(int64) ([][]byte, error) { return [][]byte{[]byte("{}")}, nil }); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := d.Destroy(t.Context(), alice, "prod", false, ""); !errors.Is(err, fault.Corrupt) {
+	if _, err := d.Destroy(t.Context(), alice, "prod", false, "", control.How{}); !errors.Is(err, fault.Corrupt) {
 		t.Errorf("got %v", err)
 	}
 	d.disk.Crash()

@@ -7,6 +7,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/invarhq/invar/control"
 	"github.com/invarhq/invar/deploy"
 	"github.com/invarhq/invar/gateway"
 	"github.com/invarhq/invar/reconcile"
@@ -84,7 +85,7 @@ func TestRolloutsThroughTheLedger(t *testing.T) {
 			t.Errorf("%d instances pass, want 2", n)
 		}
 		move(deploy.Completed, func() {
-			if _, err := d.Rollback(t.Context(), alice, "prod", 1, "back"); err != nil {
+			if _, err := d.Rollback(t.Context(), alice, "prod", 1, "back", control.How{}); err != nil {
 				t.Fatal(err)
 			}
 		})
@@ -92,7 +93,7 @@ func TestRolloutsThroughTheLedger(t *testing.T) {
 			t.Errorf("rolled back to %s", e.Head.Release)
 		}
 		move(deploy.Completed, func() {
-			if _, err := d.Destroy(t.Context(), alice, "prod", false, "done"); err != nil {
+			if _, err := d.Destroy(t.Context(), alice, "prod", false, "done", control.How{}); err != nil {
 				t.Fatal(err)
 			}
 		})

@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -37,6 +38,7 @@ type Move struct {
 	Base   int           // the generation that the plan was made against
 	Plan   digest.Digest // of the plan that was looked at; "": any
 	Reason string
+	How    How
 }
 
 // Moved says where a head is.
@@ -45,7 +47,15 @@ type Moved struct {
 	Generation int
 	Release    digest.Digest // "": destroyed
 	Entry      int64         // index of the entry that moved the head
-	Changed    bool          // false: the head was this release already, and nothing was recorded
+	Changed    bool          // false: the head did not move: it was this release already, or a change waits
+
+	Change  state.ChangeNumber // the change that waits, or that was carried out; 0: none was needed
+	Waiting bool               // the head did not move: Change waits for approvals
+}
+
+// stays says that a head is what was asked for already.
+func stays(env state.Environment) Moved {
+	return Moved{Env: env.Name, Generation: env.Head.Number, Release: env.Head.Release, Entry: env.HeadEntry}
 }
 
 // Plan returns what applying the proposal would do now. It evaluates the bundle again, and fails with fault.Invalid,
@@ -72,8 +82,16 @@ func plan(now state.State, name spec.EnvName, rel evaluated) (Planned, error) {
 	if err := promotable(now, env, rel); err != nil {
 		return Planned{}, err
 	}
+	if err := notRevoked(now, rel.digest); err != nil {
+		return Planned{}, err
+	}
+	return planTo(env, change.Proposed{Digest: rel.digest, Record: rel.record})
+}
+
+// planTo makes the plan from what the environment has to what is proposed.
+func planTo(env state.Environment, next change.Proposed) (Planned, error) {
 	current := change.Current{Base: change.Base{Generation: env.Head.Number, Release: env.Head.Release}, Record: env.Head.Record, Failed: env.Head.Outcome == deploy.Broken}
-	p := change.MakePlan(current, change.Proposed{Digest: rel.digest, Record: rel.record})
+	p := change.MakePlan(current, next)
 	encoded, err := digest.Canonical(p)
 	if err != nil {
 		return Planned{}, err
@@ -121,17 +139,13 @@ func (s *Service) apply(ctx context.Context, by Actor, m Move) (Moved, error) {
 	if err := s.keep(ctx, rel, planned); err != nil {
 		return Moved{}, err
 	}
-	return s.move(ctx, m.Env, func(now state.State, env state.Environment) ([]state.Entry, error) {
-		if err := atBase(env, m.Base); err != nil {
-			return nil, err
-		}
-		if unchanged(env, rel.digest) {
-			return nil, nil
-		}
-		if err := allowed(now, env, rel.record); err != nil {
-			return nil, err
-		}
-		return s.applyEntries(now, by, m, rel, planned), nil
+	now := s.State()
+	if env := environment(now, m.Env); unchanged(env, rel.digest) && env.Head.Number == m.Base {
+		return stays(env), nil
+	}
+	return s.decideMove(ctx, by, intent{
+		env: m.Env, kind: state.MovedByApply, app: rel.record.App, base: m.Base, release: rel.digest, bundle: m.Bundle, record: rel.record,
+		planned: planned, reason: m.Reason, how: m.How, known: s.knownEntries(now, by, m, rel),
 	})
 }
 
@@ -148,8 +162,8 @@ func unchanged(env state.Environment, d digest.Digest) bool {
 	return env.Head.Number > 0 && env.Head.Release == d && env.Head.Outcome != deploy.Broken
 }
 
-// applyEntries returns what an apply adds to the ledger: what is not known yet, and the move.
-func (s *Service) applyEntries(now state.State, by Actor, m Move, rel evaluated, plan Planned) []state.Entry {
+// knownEntries returns what makes the bundle and the release known, where they are not.
+func (s *Service) knownEntries(now state.State, by Actor, m Move, rel evaluated) []state.Entry {
 	app := rel.record.App
 	var out []state.Entry
 	if _, err := now.Bundle(m.Bundle); err != nil {
@@ -164,10 +178,21 @@ func (s *Service) applyEntries(now state.State, by Actor, m Move, rel evaluated,
 		e.Subject = []state.Subject{{Name: string(app), Digest: rel.digest}}
 		out = append(out, e)
 	}
-	e := s.entry(by, m.Env, state.Apply{App: app, Generation: m.Base + 1, Base: m.Base, Release: rel.digest, Bundle: m.Bundle, Plan: plan.Digest})
-	e.Body = &state.Body{Digest: plan.Digest, Size: int64(len(plan.encoded)), Type: change.TypePlan}
-	e.Subject, e.Reason = []state.Subject{{Name: string(app), Digest: rel.digest}}, m.Reason
-	return append(out, e)
+	return out
+}
+
+// lacking leaves out what has become known meanwhile.
+func lacking(now state.State, known []state.Entry) []state.Entry {
+	return slices.DeleteFunc(slices.Clone(known), func(e state.Entry) bool {
+		var err error
+		switch d := e.Data.(type) {
+		case state.Bundle:
+			_, err = now.Bundle(d.Bundle)
+		case state.Release:
+			_, err = now.Release(d.Release)
+		}
+		return err == nil
+	})
 }
 
 // allowed says whether the environment may have the release, whatever it runs now.
@@ -246,6 +271,7 @@ func (s *Service) move(ctx context.Context, name spec.EnvName, decide func(state
 		for _, e := range entries {
 			moved.target(e)
 		}
+		moved.Changed = moved.Changed && moved.Generation > env.Head.Number
 		return entries, err
 	})
 	return moved, err
@@ -254,50 +280,64 @@ func (s *Service) move(ctx context.Context, name spec.EnvName, decide func(state
 // target notes where the entry moves the head to.
 func (m *Moved) target(e state.Entry) {
 	switch d := e.Data.(type) {
+	case state.ChangeRequest:
+		m.Generation, m.Release, m.Change, m.Waiting = d.Base, d.Release, d.Change, true
 	case state.Apply:
-		m.Generation, m.Release = d.Generation, d.Release
+		m.Generation, m.Release, m.Change = d.Generation, d.Release, d.Change
 	case state.Rollback:
-		m.Generation, m.Release = d.Generation, d.Release
+		m.Generation, m.Release, m.Change = d.Generation, d.Release, d.Change
 	case state.Destroy:
-		m.Generation, m.Release = d.Generation, ""
+		m.Generation, m.Release, m.Change = d.Generation, "", d.Change
 	}
 }
 
 // Rollback moves the head to the release of generation to, or with 0 to that of the last generation before the head
 // that completed with another release. It fails with fault.NotFound when there is no such generation. Going back to what
 // the head is already changes nothing.
-func (s *Service) Rollback(ctx context.Context, by Actor, name spec.EnvName, to int, reason string) (Moved, error) {
-	now := s.State()
-	target, err := rollbackTarget(now, environment(now, name), to)
-	if err == nil {
-		err = s.present(target.Release)
-	}
-	if err != nil {
-		return Moved{}, fmt.Errorf("rolling back environment %s: %w", name, err)
-	}
-	moved, err := s.move(ctx, name, func(now state.State, env state.Environment) ([]state.Entry, error) {
-		g, err := rollbackTarget(now, env, to)
-		if err != nil || unchanged(env, g.Release) {
-			return nil, err
-		}
-		record, err := s.records.get(g.Release)
-		if err != nil {
-			return nil, err
-		}
-		if err := s.lasting(record); err != nil {
-			return nil, err
-		}
-		if err := allowed(now, env, record); err != nil {
-			return nil, err
-		}
-		e := s.entry(by, name, state.Rollback{App: g.App, Generation: env.Head.Number + 1, Base: env.Head.Number, To: g.Number, Release: g.Release, Bundle: g.Bundle})
-		e.Subject, e.Reason = []state.Subject{{Name: string(g.App), Digest: g.Release}}, reason
-		return []state.Entry{e}, nil
-	})
+func (s *Service) Rollback(ctx context.Context, by Actor, name spec.EnvName, to int, reason string, how How) (Moved, error) {
+	moved, err := again(func() (Moved, error) { return s.rollback(ctx, by, name, to, reason, how) })
 	if err != nil {
 		return Moved{}, fmt.Errorf("rolling back environment %s: %w", name, err)
 	}
 	return moved, nil
+}
+
+func (s *Service) rollback(ctx context.Context, by Actor, name spec.EnvName, to int, reason string, how How) (Moved, error) {
+	now := s.State()
+	env := environment(now, name)
+	target, err := rollbackTarget(now, env, to)
+	if err != nil {
+		return Moved{}, err
+	}
+	if unchanged(env, target.Release) {
+		return stays(env), nil
+	}
+	if err := s.present(target.Release); err != nil {
+		return Moved{}, err
+	}
+	in, err := s.rollbackIntent(now, env, target, reason)
+	if err != nil {
+		return Moved{}, err
+	}
+	in.how = how
+	if err := s.put(ctx, in.planned.Digest, in.planned.encoded); err != nil {
+		return Moved{}, fmt.Errorf("storing plan %s: %w", in.planned.Digest, err)
+	}
+	return s.decideMove(ctx, by, in)
+}
+
+// rollbackIntent returns the move back to a generation, with its plan.
+func (s *Service) rollbackIntent(now state.State, env state.Environment, target state.Generation, reason string) (intent, error) {
+	record, err := s.records.get(target.Release)
+	if err != nil {
+		return intent{}, err
+	}
+	if err := errors.Join(s.lasting(record), allowed(now, env, record)); err != nil {
+		return intent{}, err
+	}
+	planned, err := planTo(env, change.Proposed{Digest: target.Release, Record: record})
+	return intent{env: env.Name, kind: state.MovedByRollback, app: target.App, base: env.Head.Number, release: target.Release, bundle: target.Bundle,
+		to: target.Number, record: record, planned: planned, reason: reason}, err
 }
 
 func rollbackTarget(now state.State, env state.Environment, to int) (state.Generation, error) {
@@ -323,26 +363,37 @@ func rollbackTarget(now state.State, env state.Environment, to int) (state.Gener
 
 // Destroy moves the head to nothing, and with volumes has the environment's volumes deleted when its last instance
 // is gone. To destroy what is destroyed changes nothing. It fails with fault.NotFound for an unknown environment.
-func (s *Service) Destroy(ctx context.Context, by Actor, name spec.EnvName, volumes bool, reason string) (Moved, error) {
-	if name == platform.Env {
-		return Moved{}, errNoEnd
-	}
-	moved, err := s.move(ctx, name, func(now state.State, env state.Environment) ([]state.Entry, error) {
-		if env.Head.Number == 0 {
-			_, err := now.Environment(name)
-			return nil, err
-		}
-		if more := volumes && env.Volumes && !env.VolumesDue; env.Destroyed() && !more {
-			return nil, nil
-		}
-		e := s.entry(by, name, state.Destroy{App: env.App, Generation: env.Head.Number + 1, Base: env.Head.Number, Volumes: volumes})
-		e.Subject, e.Reason = []state.Subject{{Name: string(env.App), Digest: env.Head.Release}}, reason
-		return []state.Entry{e}, nil
-	})
+func (s *Service) Destroy(ctx context.Context, by Actor, name spec.EnvName, volumes bool, reason string, how How) (Moved, error) {
+	moved, err := again(func() (Moved, error) { return s.destroy(ctx, by, name, volumes, reason, how) })
 	if err != nil {
 		return Moved{}, fmt.Errorf("destroying environment %s: %w", name, err)
 	}
 	return moved, nil
+}
+
+func (s *Service) destroy(ctx context.Context, by Actor, name spec.EnvName, volumes bool, reason string, how How) (Moved, error) {
+	if err := s.health(); err != nil {
+		return Moved{}, err
+	}
+	env, err := s.State().Environment(name)
+	if err != nil {
+		return Moved{}, err
+	}
+	if name == platform.Env {
+		return Moved{}, errNoEnd
+	}
+	if more := volumes && env.Volumes && !env.VolumesDue; env.Destroyed() && !more {
+		return stays(env), nil
+	}
+	planned, err := planTo(env, change.Proposed{Record: release.Record{App: env.App, Env: name, Rollout: env.Head.Record.Rollout}})
+	if err != nil {
+		return Moved{}, err
+	}
+	if err := s.put(ctx, planned.Digest, planned.encoded); err != nil {
+		return Moved{}, fmt.Errorf("storing plan %s: %w", planned.Digest, err)
+	}
+	return s.decideMove(ctx, by, intent{env: name, kind: state.MovedByDestroy, app: env.App, base: env.Head.Number, volumes: volumes,
+		planned: planned, reason: reason, how: how})
 }
 
 // reconciler is the actor of what follows from a head.

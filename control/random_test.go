@@ -7,6 +7,7 @@ import (
 
 	"pgregory.net/rapid"
 
+	"github.com/invarhq/invar/control"
 	"github.com/invarhq/invar/deploy"
 	"github.com/invarhq/invar/fault"
 	"github.com/invarhq/invar/spec"
@@ -62,13 +63,13 @@ func (d *desk) random(rt *rapid.T, turn int) (bool, error) {
 		moved, err := d.Apply(ctx, alice, m)
 		return moved.Changed, err
 	case 2:
-		moved, err := d.Rollback(ctx, alice, env, rapid.IntRange(0, 3).Draw(rt, "to"), "")
+		moved, err := d.Rollback(ctx, alice, env, rapid.IntRange(0, 3).Draw(rt, "to"), "", control.How{})
 		return moved.Changed, err
 	case 3:
-		moved, err := d.Destroy(ctx, alice, env, rapid.Bool().Draw(rt, "volumes"), "")
+		moved, err := d.Destroy(ctx, alice, env, rapid.Bool().Draw(rt, "volumes"), "", control.How{})
 		return moved.Changed, err
 	case 4:
-		_, _, err := d.CreateToken(ctx, alice, "ci")
+		_, _, err := d.CreateToken(ctx, control.Caller{Actor: alice}, "ci", control.Scope{})
 		return true, err
 	case 5:
 		for tok := range d.State().Tokens() {

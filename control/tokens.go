@@ -5,10 +5,13 @@ import (
 	"encoding/base32"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/invarhq/invar/digest"
 	"github.com/invarhq/invar/fault"
+	"github.com/invarhq/invar/platform"
 	"github.com/invarhq/invar/state"
 )
 
@@ -17,8 +20,25 @@ const tokenPrefix = "invar_"
 
 var tokenText = base32.StdEncoding.WithPadding(base32.NoPadding)
 
-// CreateToken makes a token, whose holder acts as token:NAME. The secret is returned this once: only its digest is kept.
-func (s *Service) CreateToken(ctx context.Context, by Actor, name string) (t state.Token, secret string, err error) {
+// Scope is what a token is good for, beside what its principal may. The zero value is all of that, for good.
+type Scope struct {
+	Permissions  []platform.Permission
+	Environments []platform.Pattern
+	Lifetime     time.Duration // 0: it does not end
+	Session      bool          // it comes of a login
+}
+
+// CreateToken makes a token, whose holder acts for the caller's principal as token:NAME. The secret is returned this once:
+// only its digest is kept. Whoever came by a limited token can make none.
+func (s *Service) CreateToken(ctx context.Context, by Caller, name string, scope Scope) (t state.Token, secret string, err error) {
+	if t := by.token; t != nil && (len(t.Permissions)+len(t.Environments) > 0 || !t.ExpiresAt.IsZero() && !t.Session) {
+		return state.Token{}, "", fault.Errorf(fault.Denied, "creating token %q: a limited token can't make others", name)
+	}
+	for _, p := range scope.Permissions {
+		if p != platform.Anything && !slices.Contains(platform.Permissions(), p) {
+			return state.Token{}, "", fault.WithHint(fault.Errorf(fault.Invalid, "creating token %q: there is no permission %q", name, p), "they are %s", platform.Permissions())
+		}
+	}
 	id, err := s.random(10)
 	if err != nil {
 		return state.Token{}, "", fmt.Errorf("creating token %q: %w", name, err)
@@ -28,13 +48,19 @@ func (s *Service) CreateToken(ctx context.Context, by Actor, name string) (t sta
 		return state.Token{}, "", fmt.Errorf("creating token %q: %w", name, err)
 	}
 	secret = tokenPrefix + text
-	data := state.TokenCreate{Token: state.TokenID(id), Name: name, Secret: digest.Of([]byte(secret))}
+	data := state.TokenCreate{Token: state.TokenID(id), Name: name, Secret: digest.Of([]byte(secret)), Principal: by.Actor.Principal,
+		Permissions: scope.Permissions, Environments: scope.Environments, Session: scope.Session}
+	if scope.Lifetime > 0 {
+		data.ExpiresAt = state.Millis(s.config.Now().Add(scope.Lifetime))
+	}
 	if _, err = s.append(ctx, func(state.State) ([]state.Entry, error) {
-		e := s.entry(by, "", data)
+		e := s.entry(by.Actor, "", data)
 		e.Subject = []state.Subject{{Name: name}}
-		t = state.Token{ID: data.Token, Name: name, Secret: data.Secret, Actor: by, CreatedAt: e.Time}
 		return []state.Entry{e}, nil
-	}); err != nil {
+	}); err == nil {
+		t, err = s.State().Token(data.Token)
+	}
+	if err != nil {
 		return state.Token{}, "", fmt.Errorf("creating token %q: %w", name, err)
 	}
 	return t, secret, nil
@@ -55,16 +81,6 @@ func (s *Service) RevokeToken(ctx context.Context, by Actor, id state.TokenID) e
 		return fmt.Errorf("revoking token %s: %w", id, err)
 	}
 	return nil
-}
-
-// VerifyToken returns the actor that the holder of the secret is. It fails with fault.Denied. The secret is looked up by
-// its digest, so that the time it takes tells nothing about secrets that are valid.
-func (s *Service) VerifyToken(secret string) (Actor, error) {
-	t, err := s.State().TokenOf(digest.Of([]byte(secret)))
-	if err != nil || !t.Valid(s.config.Now()) || !strings.HasPrefix(secret, tokenPrefix) {
-		return Actor{}, fault.WithHint(fault.Errorf(fault.Denied, "the token is not valid"), "make one on the server's machine: invar token create NAME")
-	}
-	return Actor{Kind: state.ActorToken, Name: t.Name}, nil
 }
 
 // random returns n random bytes as text of a-z2-7.

@@ -193,11 +193,11 @@ func (s *server) event() error {
 	case 0, 1, 2:
 		return s.apply([]string{"a", "b", "dies"}[s.rand.IntN(3)])
 	case 3:
-		_, err := s.Rollback(s.t.Context(), operator, "prod", 0, "")
+		_, err := s.Rollback(s.t.Context(), operator, "prod", 0, "", control.How{})
 		return err
 	case 4:
 		if s.rand.IntN(3) == 0 {
-			_, err := s.Destroy(s.t.Context(), operator, "prod", false, "")
+			_, err := s.Destroy(s.t.Context(), operator, "prod", false, "", control.How{})
 			return err
 		}
 	case 5:

@@ -78,11 +78,12 @@ type ActorKind string
 
 // The kinds of actors.
 const (
-	ActorLocal  ActorKind = "local"  // a user of the machine, by the peer credentials of the unix socket
-	ActorToken  ActorKind = "token"  // the holder of a token
-	ActorSSH    ActorKind = "ssh"    // the holder of an SSH key
-	ActorOIDC   ActorKind = "oidc"   // somebody whom an OpenID provider vouches for
-	ActorSystem ActorKind = "system" // invar itself, carrying out what a head asks for
+	ActorLocal   ActorKind = "local"   // a user of the machine, by the peer credentials of the unix socket
+	ActorToken   ActorKind = "token"   // the holder of a token
+	ActorSSH     ActorKind = "ssh"     // the holder of an SSH key
+	ActorOIDC    ActorKind = "oidc"    // somebody whom an OpenID provider vouches for
+	ActorUnknown ActorKind = "unknown" // nobody that was let in; the name is where the request came from
+	ActorSystem  ActorKind = "system"  // invar itself, carrying out what a head asks for
 )
 
 // String returns the actor as people see it: "local:alice".
@@ -249,7 +250,7 @@ func (e Entry) checkHeader() error {
 		return fmt.Errorf("time %s: want UTC and whole milliseconds", e.Time)
 	}
 	switch e.Actor.Kind {
-	case ActorLocal, ActorToken, ActorSSH, ActorOIDC, ActorSystem:
+	case ActorLocal, ActorToken, ActorSSH, ActorOIDC, ActorUnknown, ActorSystem:
 	default:
 		return fmt.Errorf("actor kind %q is not known", e.Actor.Kind)
 	}

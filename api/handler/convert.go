@@ -294,7 +294,8 @@ func hunksOf(diff string) []string {
 
 // acceptedOf tells where a head is.
 func acceptedOf(m control.Moved) api.Accepted {
-	return api.Accepted{Env: string(m.Env), Generation: m.Generation, Release: m.Release, Entry: uint64(m.Entry), Changed: m.Changed}
+	return api.Accepted{Env: string(m.Env), Generation: m.Generation, Release: m.Release, Entry: uint64(m.Entry), Changed: m.Changed,
+		Change: int(m.Change), Waiting: m.Waiting}
 }
 
 // each converts a list. What is empty stays a list on the wire, and does not become null.

@@ -40,7 +40,7 @@ func (h *Handler) registerEnvironments() {
 	const read, missing = http.MethodGet, http.StatusNotFound
 	register(h, envOp("list-environments", read, api.PathEnvironments, "List environments", "All that ever had a head, also those that are destroyed."),
 		func(ctx context.Context, _ *struct{}) (*body[api.Environments], error) {
-			return answerWith(h.environments())
+			return answerWith(h.environments(ctx))
 		})
 	register(h, envOp("get-environment", read, api.PathEnvironment, "Show an environment",
 		"Its head, how the rollout goes, the versions of each component with their share of the traffic, every instance, and where the routes can be reached.", missing),
@@ -68,21 +68,33 @@ func (h *Handler) registerMoves() {
 	register(h, envOp("apply", write, api.PathApply, "Apply a plan",
 		"Moves the head to the release, by a plan that was looked at. It returns when that is in the ledger; the rollout follows, and events show it. Refused with 409 when the environment has moved on since the plan.", missing, stale),
 		func(ctx context.Context, in *envBody[api.ApplyRequest]) (*body[api.Accepted], error) {
+			how, err := h.how(ctx, "apply", spec.EnvName(in.Env), in.Body.How, in.Body.Reason)
+			if err != nil {
+				return nil, err
+			}
 			moved, err := h.config.Control.Apply(ctx, actorFrom(ctx), control.Move{
-				Proposal: in.proposal(in.Body.Bundle, in.Body.Release), Base: in.Body.BaseGeneration, Plan: in.Body.PlanDigest, Reason: in.Body.Reason,
+				Proposal: in.proposal(in.Body.Bundle, in.Body.Release), Base: in.Body.BaseGeneration, Plan: in.Body.PlanDigest, Reason: in.Body.Reason, How: how,
 			})
 			return answerWith(acceptedOf(moved), err)
 		})
 	register(h, envOp("rollback", write, api.PathRollback, "Go back to an earlier release",
 		"Moves the head to the release of an earlier generation, as a new generation. While the old instances are warm, only the traffic switches.", missing, stale),
 		func(ctx context.Context, in *envBody[api.RollbackRequest]) (*body[api.Accepted], error) {
-			moved, err := h.config.Control.Rollback(ctx, actorFrom(ctx), spec.EnvName(in.Env), in.Body.To, in.Body.Reason)
+			how, err := h.how(ctx, "rollback", spec.EnvName(in.Env), in.Body.How, in.Body.Reason)
+			if err != nil {
+				return nil, err
+			}
+			moved, err := h.config.Control.Rollback(ctx, actorFrom(ctx), spec.EnvName(in.Env), in.Body.To, in.Body.Reason, how)
 			return answerWith(acceptedOf(moved), err)
 		})
 	register(h, envOp("destroy", write, api.PathDestroy, "Retire all that an environment runs",
 		"Its history stays. Its volumes stay too, unless they are asked to be deleted.", missing, stale),
 		func(ctx context.Context, in *envBody[api.DestroyRequest]) (*body[api.Accepted], error) {
-			moved, err := h.config.Control.Destroy(ctx, actorFrom(ctx), spec.EnvName(in.Env), in.Body.Volumes, in.Body.Reason)
+			how, err := h.how(ctx, "destroy", spec.EnvName(in.Env), in.Body.How, in.Body.Reason)
+			if err != nil {
+				return nil, err
+			}
+			moved, err := h.config.Control.Destroy(ctx, actorFrom(ctx), spec.EnvName(in.Env), in.Body.Volumes, in.Body.Reason, how)
 			return answerWith(acceptedOf(moved), err)
 		})
 }
@@ -91,10 +103,13 @@ func (in *envBody[T]) proposal(bundle, rel digest.Digest) control.Proposal {
 	return control.Proposal{Env: spec.EnvName(in.Env), Bundle: bundle, Release: rel}
 }
 
-func (h *Handler) environments() (api.Environments, error) {
+func (h *Handler) environments(ctx context.Context) (api.Environments, error) {
 	st := h.config.Control.State()
 	out := api.Environments{Environments: []api.EnvironmentSummary{}}
 	for e := range st.Environments() {
+		if !h.sees(ctx, e.Name) {
+			continue
+		}
 		head, err := st.Generation(e.Name, e.Head.Number)
 		if err != nil {
 			return out, fmt.Errorf("reading the head of %s: %w", e.Name, err)

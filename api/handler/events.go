@@ -149,7 +149,7 @@ func (f *feed) sendEntries(ctx context.Context, size int64) error {
 			return err
 		}
 		f.next = e.Index + 1
-		if f.env != "" && e.Entry.Env != f.env {
+		if f.env != "" && e.Entry.Env != f.env || !f.handler.sees(ctx, e.Entry.Env) {
 			continue
 		}
 		if err := writeEvent(f.w, api.EventEntry, strconv.FormatInt(e.Index, 10), entryOf(e)); err != nil {
@@ -167,7 +167,7 @@ func (f *feed) sendInstances(ctx context.Context, st state.State) error {
 	now, seen, gone := time.Now(), observe(list), f.sent
 	f.sent = make(map[instance.ID]api.Instance, len(gone))
 	for e := range st.Environments() {
-		if f.env != "" && e.Name != f.env {
+		if f.env != "" && e.Name != f.env || !f.handler.sees(ctx, e.Name) {
 			continue
 		}
 		for id, i := range e.Instances {

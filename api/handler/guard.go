@@ -6,13 +6,15 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/invarhq/invar/api"
+	"github.com/invarhq/invar/control"
 	"github.com/invarhq/invar/fault"
+	"github.com/invarhq/invar/identity"
+	"github.com/invarhq/invar/spec"
 	"github.com/invarhq/invar/state"
 )
 
@@ -21,16 +23,19 @@ func public(path string) bool {
 	return path == api.PathHealth || path == api.PathOpenAPI || path == api.PathDocs
 }
 
-// tokens tells whose a token is. It fails with fault.Denied when it is nobody's (any more).
-type tokens interface {
-	VerifyToken(secret string) (state.Actor, error)
+// door tells who somebody is. Its errors are of kind fault.Denied when that is nobody.
+type door interface {
+	Identify(id identity.Identity) (control.Caller, error)
+	IdentifyToken(secret string) (control.Caller, error)
+	Refused(ctx context.Context, by state.Actor, env spec.EnvName, d state.AccessDenied)
 }
 
 // guard is what every request passes first: is it for us, who asks, in which version?
 type guard struct {
 	version string
 	names   []string // by which we are reached over TCP, beside addresses and localhost
-	tokens  tokens
+	door    door
+	oidc    func(ctx context.Context, token string) (identity.Identity, error) // nil: tokens of OpenID providers are not taken
 	next    http.Handler
 	cross   *http.CrossOriginProtection
 }
@@ -50,7 +55,7 @@ func (g *guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	if !public(r.URL.Path) {
-		actor, p := g.authenticate(r, peer, local)
+		who, p := g.authenticate(r, peer, local)
 		if p != nil {
 			if p.Status == http.StatusUnauthorized {
 				h.Set("WWW-Authenticate", challenge(r.URL.Path))
@@ -58,7 +63,7 @@ func (g *guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			writeProblem(w, p)
 			return
 		}
-		r = r.WithContext(context.WithValue(r.Context(), actorKey{}, actor))
+		r = r.WithContext(context.WithValue(r.Context(), callerKey{}, who))
 	}
 	if err := g.checkLevel(r); err != nil {
 		writeProblem(w, new(api.ProblemOf(err)))
@@ -96,27 +101,53 @@ func (g *guard) ours(hostport string) bool {
 }
 
 // authenticate returns who asks.
-func (g *guard) authenticate(r *http.Request, peer Peer, local bool) (state.Actor, *api.Problem) {
+func (g *guard) authenticate(r *http.Request, peer Peer, local bool) (caller, *api.Problem) {
 	if local {
-		if peer.UID != 0 && int(peer.UID) != os.Getuid() {
-			return state.Actor{}, new(api.ProblemOf(fault.WithHint(
-				fault.Errorf(fault.Denied, "%s may not use the server's socket", peer.actor()),
-				"run as root or as the user that the server runs as, or use a token over TCP")))
+		c, err := g.door.Identify(peer.identity())
+		if err != nil {
+			g.refused(r, c.Actor, "local", err)
+			return caller{}, new(api.ProblemOf(err))
 		}
-		return peer.actor(), nil
+		return caller{c, "local"}, nil
+	}
+	source, _, err := net.SplitHostPort(r.RemoteAddr)
+	if err != nil {
+		source = r.RemoteAddr
 	}
 	secret, ok := secretOf(r)
 	if !ok {
-		return state.Actor{}, unauthorized("the request carries no token")
+		return caller{}, unauthorized("the request carries no token")
 	}
-	actor, err := g.tokens.VerifyToken(secret)
+	c, err := g.identify(r.Context(), secret)
 	switch {
 	case fault.KindOf(err) == fault.Denied:
-		return state.Actor{}, unauthorized("the token is not valid")
+		g.refused(r, c.Actor, source, err)
+		return caller{}, unauthorized(err.Error())
 	case err != nil:
-		return state.Actor{}, new(api.ProblemOf(err))
+		return caller{}, new(api.ProblemOf(err))
 	}
-	return actor, nil
+	return caller{c, source}, nil
+}
+
+// identify returns who the bearer of a token is: one of ours, or one of an OpenID provider's.
+func (g *guard) identify(ctx context.Context, secret string) (control.Caller, error) {
+	if g.oidc == nil || !looksLikeJWT(secret) {
+		return g.door.IdentifyToken(secret)
+	}
+	id, err := g.oidc(ctx, secret)
+	if err != nil {
+		return control.Caller{}, err
+	}
+	return g.door.Identify(id)
+}
+
+// refused has the ledger know of a credential that let nobody in. A request without any is no attempt: registry clients
+// begin with one.
+func (g *guard) refused(r *http.Request, by state.Actor, source string, err error) {
+	if by.Name == "" {
+		by = state.Actor{Kind: state.ActorUnknown, Name: source}
+	}
+	g.door.Refused(r.Context(), by, "", state.AccessDenied{Operation: "authenticate", Source: source, Cause: err.Error()})
 }
 
 func unauthorized(detail string) *api.Problem {

@@ -8,6 +8,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"os/user"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -115,7 +116,7 @@ func TestTokenLifeAndActor(t *testing.T) {
 		t.Errorf("got actor %q, want token:ci", srv.Actor)
 	}
 	list, err := remote.Tokens(ctx)
-	if err != nil || len(list) != 1 || list[0] != made.Token {
+	if err != nil || len(list) != 1 || !reflect.DeepEqual(list[0], made.Token) {
 		t.Errorf("tokens: got %+v, %v, want %+v", list, err, made.Token)
 	}
 	w.must(remote.DeleteToken(ctx, made.ID))

@@ -1,9 +1,10 @@
 // Package handler serves invar's HTTP API: package api says what goes over the wire, package control does
 // what is asked.
 //
-// One handler serves both ways in. Over the unix socket the kernel says who asks (SO_PEERCRED): root and the
-// server's own user may, as "local:NAME". Over TCP everything but /healthz, /openapi.json and /docs needs a token,
-// and its holder acts as "token:NAME"; requests that a web page elsewhere may have caused are refused.
+// One handler serves both ways in. Over the unix socket the kernel says who asks (SO_PEERCRED). Over TCP everything but
+// /healthz, /openapi.json and /docs needs a token, of the server's own or of an OpenID provider; requests that a web page
+// elsewhere may have caused are refused. Whoever that is must be a principal of the platform's definition, and every operation
+// passes one gate (gate.go), which asks the definition for the one permission that the operation needs.
 //
 // The API is described by an OpenAPI 3.1 document that follows from the Go types (huma); /docs renders
 // it without any other file or network. docs/openapi.json in the repository is a copy that a test keeps in step.
@@ -26,8 +27,10 @@ import (
 	"github.com/invarhq/invar/api"
 	"github.com/invarhq/invar/control"
 	"github.com/invarhq/invar/gateway"
+	"github.com/invarhq/invar/identity"
 	"github.com/invarhq/invar/instance"
 	"github.com/invarhq/invar/ledger"
+	"github.com/invarhq/invar/platform"
 	"github.com/invarhq/invar/runtime"
 )
 
@@ -63,6 +66,8 @@ type Config struct {
 	Cosigned func(checkpoint []byte) []byte
 	// Witnesses tells how the ledger stands with its witnesses; nil: it has none.
 	Witnesses func() api.Witnesses
+	// OIDC checks a token of an OpenID provider: nil when none is taken.
+	OIDC func(ctx context.Context, token string) (identity.Identity, error)
 
 	Names    []string     // by which we are reached over TCP, beside addresses and localhost; may be nil
 	Registry http.Handler // the OCI registry under /v2/; nil: none
@@ -100,12 +105,14 @@ func New(config Config) (*Handler, error) {
 	}
 	mux := http.NewServeMux()
 	h := &Handler{config: config, log: config.Log, api: humago.New(mux, describe()), closing: make(chan struct{})}
+	h.api.UseMiddleware(h.gate)
 	h.registerServer()
 	h.registerEnvironments()
 	h.registerReleases()
 	h.registerLedger()
 	h.registerEvents()
 	h.registerTokens()
+	h.registerChanges()
 	openAnswers(h.api.OpenAPI())
 	if err := h.mount(mux); err != nil {
 		return nil, err
@@ -113,7 +120,8 @@ func New(config Config) (*Handler, error) {
 	h.entry = &guard{
 		version: config.Version,
 		names:   config.Names,
-		tokens:  config.Control,
+		door:    config.Control,
+		oidc:    config.OIDC,
 		next:    unmatched(mux),
 		cross:   http.NewCrossOriginProtection(),
 	}
@@ -169,12 +177,12 @@ func (h *Handler) mount(mux *http.ServeMux) error {
 		_, _ = w.Write(document) // the client has gone when this fails
 	})
 	mux.Handle("GET "+api.PathDocs, docs)
-	mux.HandleFunc("GET "+api.PathTiles+"{path...}", h.tile)
+	mux.Handle("GET "+api.PathTiles+"{path...}", h.guarded("tiles", always(platform.LedgerRead), http.HandlerFunc(h.tile)))
 	if h.config.Registry != nil {
-		mux.Handle(api.PathRegistry, h.config.Registry)
+		mux.Handle(api.PathRegistry, h.guarded("registry", pullOrPush, h.config.Registry))
 	}
 	if h.config.Metrics != nil {
-		mux.Handle("GET "+api.PathMetrics, h.config.Metrics)
+		mux.Handle("GET "+api.PathMetrics, h.guarded("metrics", always(platform.ServerRead), h.config.Metrics))
 	}
 	return nil
 }
@@ -215,6 +223,7 @@ const (
 	tagLedger       = "Ledger"
 	tagEvents       = "Events"
 	tagTokens       = "Tokens"
+	tagChanges      = "Changes"
 )
 
 // describe is what the document says beside the operations.
@@ -238,6 +247,7 @@ The ledger is also served as tlog-tiles (https://c2sp.org/tlog-tiles) under /led
 	c.Tags = []*huma.Tag{
 		{Name: tagServer, Description: "The server itself."},
 		{Name: tagEnvironments, Description: "Named places that run one release at a time: look, plan, apply, go back, destroy."},
+		{Name: tagChanges, Description: "Proposals to move a head that wait for approvals."},
 		{Name: tagReleases, Description: "Content-addressed records of what an environment runs."},
 		{Name: tagLedger, Description: "The append-only Merkle log of everything that happened."},
 		{Name: tagEvents, Description: "Changes as they happen."},

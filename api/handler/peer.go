@@ -9,7 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/invarhq/invar/state"
+	"github.com/invarhq/invar/identity"
 )
 
 // Peer is the process at the other end of a unix socket, as the kernel vouches for it (SO_PEERCRED, unix(7)).
@@ -59,19 +59,11 @@ func peerOf(conn *net.UnixConn) (Peer, error) {
 	return Peer{UID: cred.Uid, GID: cred.Gid, PID: cred.Pid}, nil
 }
 
-// actor is the peer as the ledger names it: by its user name, or its number when it has no name.
-func (p Peer) actor() state.Actor {
+// identity is the peer by its user name, or its number when it has no name.
+func (p Peer) identity() identity.Identity {
 	name := strconv.FormatUint(uint64(p.UID), 10)
 	if u, err := user.LookupId(name); err == nil {
 		name = u.Username
 	}
-	return state.Actor{Kind: state.ActorLocal, Name: name}
-}
-
-type actorKey struct{}
-
-// actorFrom returns who asks. The guard put it there before any operation runs.
-func actorFrom(ctx context.Context) state.Actor {
-	actor, _ := ctx.Value(actorKey{}).(state.Actor)
-	return actor
+	return identity.Identity{Method: identity.Local, Name: name}
 }

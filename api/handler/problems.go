@@ -58,6 +58,9 @@ func textOf(err error) string {
 // register adds an operation whose errors become problems by their kind. Its Errors are the statuses that it can
 // answer with beside those that every operation can.
 func register[I, O any](h *Handler, op huma.Operation, do func(context.Context, *I) (*O, error)) {
+	if _, ok := needs[op.OperationID]; !ok { // program text, not data
+		panic("handler: the gate does not know what operation " + op.OperationID + " needs")
+	}
 	op.MaxBodyBytes = maxRequestBytes
 	op.BodyReadTimeout = bodyReadTimeout
 	h.documentProblems(&op)
