@@ -184,6 +184,11 @@ type Generation struct {
 	At      time.Time     `json:"at" doc:"When the head moved."`
 	EndedAt *time.Time    `json:"ended_at,omitempty" doc:"When its rollout ended."`
 	Entry   uint64        `json:"entry" doc:"Index of the ledger entry that moved the head."`
+	Change  string        `json:"change" doc:"ID of that entry."`
+	Plan    digest.Digest `json:"plan,omitempty" doc:"Digest of the plan, of an apply."`
+	Of      int           `json:"of,omitempty" doc:"Number of the change that it carried out; absent: it needed no approval."`
+
+	Emergency bool `json:"emergency,omitempty" doc:"Made without the approvals that it needed; to be reviewed by somebody else."`
 }
 
 // PlanRequest asks what applying a release would do.

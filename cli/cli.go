@@ -177,12 +177,14 @@ func (a *app) root() *cobra.Command {
 		&cobra.Group{ID: "start", Title: "Start here:"},
 		&cobra.Group{ID: "app", Title: "An app's directory:"},
 		&cobra.Group{ID: "env", Title: "Environments:"},
+		&cobra.Group{ID: "govern", Title: "Who may change what:"},
 		&cobra.Group{ID: "proof", Title: "Proof:"},
 	)
 	group(root, "start", a.demoCommand(), a.initCommand(), a.serverCommand())
 	group(root, "app", a.fmtCommand(), a.validateCommand(), a.lockCommand(), a.buildCommand())
 	group(root, "env", a.planCommand(), a.applyCommand(), a.statusCommand(), a.historyCommand(), a.showCommand(),
-		a.diffCommand(), a.rollbackCommand(), a.logsCommand(), a.destroyCommand())
+		a.diffCommand(), a.rollbackCommand(), a.confirmCommand(), a.logsCommand(), a.destroyCommand())
+	group(root, "govern", a.changeCommand(), a.releaseCommand())
 	group(root, "proof", a.verifyCommand(), a.ledgerCommand(), a.witnessCommand())
 	root.AddCommand(a.tokenCommand(), a.gatewayCommand(), a.manCommand())
 	root.CompletionOptions.HiddenDefaultCmd = false

@@ -62,6 +62,7 @@ ENV FILE" then does exactly that, or refuses.`,
 func (a *app) applyCommand() *cobra.Command {
 	var yes, detach bool
 	var reason string
+	var how func() (api.How, error)
 	c := &cobra.Command{
 		Use:   "apply ENV [PLAN]",
 		Short: "Make a release of the app, and move the environment to it",
@@ -70,7 +71,10 @@ old ones and take the traffic when they are healthy; the old ones stay warm for 
 It ends when the rollout has: 0 when it completed, 3 when it failed and was reverted.
 
 With PLAN, a file that "invar plan --out" wrote, it applies exactly that plan, and refuses it when the
-environment has moved on since.`,
+environment has moved on since.
+
+Where the platform's definition asks for approvals it proposes a change, which waits, and exits with 5:
+see "invar change --help".`,
 		Args: cobra.RangeArgs(1, 2),
 		RunE: func(c *cobra.Command, args []string) error {
 			ctx, env := c.Context(), args[0]
@@ -95,12 +99,16 @@ environment has moved on since.`,
 					return err
 				}
 			}
+			special, err := how()
+			if err != nil {
+				return err
+			}
 			cl, err := a.client()
 			if err != nil {
 				return err
 			}
 			acc, err := cl.Apply(ctx, env, api.ApplyRequest{
-				Bundle: p.Bundle, Release: p.Release, BaseGeneration: p.BaseGeneration, PlanDigest: p.Digest, Reason: reason,
+				Bundle: p.Bundle, Release: p.Release, BaseGeneration: p.BaseGeneration, PlanDigest: p.Digest, Reason: reason, How: special,
 			})
 			if err != nil {
 				return err
@@ -111,6 +119,7 @@ environment has moved on since.`,
 	c.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
 	c.Flags().BoolVar(&detach, "detach", false, "do not wait for the rollout")
 	c.Flags().StringVar(&reason, "reason", "", "why; recorded in the ledger")
+	how = howFlags(c, true)
 	return c
 }
 

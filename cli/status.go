@@ -396,6 +396,7 @@ func (a *app) rollbackCommand() *cobra.Command {
 	var to int
 	var reason string
 	var yes, detach bool
+	var how func() (api.How, error)
 	c := &cobra.Command{
 		Use:   "rollback ENV",
 		Short: "Move the environment back to an earlier release",
@@ -413,7 +414,11 @@ images and topology go back together, since a release holds them all; volumes ke
 			if err != nil {
 				return err
 			}
-			acc, err := cl.Rollback(c.Context(), args[0], api.RollbackRequest{To: to, Reason: reason})
+			special, err := how()
+			if err != nil {
+				return err
+			}
+			acc, err := cl.Rollback(c.Context(), args[0], api.RollbackRequest{To: to, Reason: reason, How: special})
 			if err != nil {
 				return err
 			}
@@ -424,12 +429,14 @@ images and topology go back together, since a release holds them all; volumes ke
 	c.Flags().StringVar(&reason, "reason", "", "why; recorded in the ledger")
 	c.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
 	c.Flags().BoolVar(&detach, "detach", false, "do not wait for the rollout")
+	how = howFlags(c, true)
 	return c
 }
 
 func (a *app) destroyCommand() *cobra.Command {
 	var reason string
 	var yes, detach, volumes bool
+	var how func() (api.How, error)
 	c := &cobra.Command{
 		Use:   "destroy ENV",
 		Short: "Retire all that an environment runs",
@@ -450,7 +457,11 @@ environment back. Volumes stay as well unless --volumes is given; then their dat
 			if err != nil {
 				return err
 			}
-			acc, err := cl.Destroy(c.Context(), args[0], api.DestroyRequest{Reason: reason, Volumes: volumes})
+			special, err := how()
+			if err != nil {
+				return err
+			}
+			acc, err := cl.Destroy(c.Context(), args[0], api.DestroyRequest{Reason: reason, Volumes: volumes, How: special})
 			if err != nil {
 				return err
 			}
@@ -461,6 +472,7 @@ environment back. Volumes stay as well unless --volumes is given; then their dat
 	c.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
 	c.Flags().BoolVar(&detach, "detach", false, "do not wait")
 	c.Flags().BoolVar(&volumes, "volumes", false, "delete the environment's volumes as well")
+	how = howFlags(c, false)
 	return c
 }
 

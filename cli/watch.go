@@ -19,6 +19,9 @@ import (
 
 // accepted follows the rollout of a head that has moved, and ends as it ends.
 func (a *app) accepted(ctx context.Context, cl *client.Client, acc api.Accepted, detach bool) error {
+	if acc.Waiting {
+		return a.waiting(acc)
+	}
 	if !acc.Changed {
 		fmt.Fprintf(a.Stderr, "%s: nothing to change; generation %d already is release %s\n", acc.Env, acc.Generation, acc.Release.Short())
 	}
@@ -36,6 +39,15 @@ func (a *app) accepted(ctx context.Context, cl *client.Client, acc api.Accepted,
 		}
 	}
 	return err
+}
+
+// waiting says that a change waits for approvals, which has an exit status of its own.
+func (a *app) waiting(acc api.Accepted) error {
+	if a.output == "json" {
+		return exit(ExitWaits, a.json(acc))
+	}
+	fmt.Fprintf(a.Stderr, "change %d waits for approval: invar change show %d\n", acc.Change, acc.Change)
+	return exit(ExitWaits, nil)
 }
 
 // watch follows one rollout: as a table that is drawn again where stderr is a terminal, else line by line.

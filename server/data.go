@@ -75,10 +75,36 @@ func openData(ctx context.Context, dir string) (*data, error) {
 	if err := d.openStore(ctx); err != nil {
 		return nil, err
 	}
-	if err := d.openKey(); err != nil {
+	if err := errors.Join(d.openKey(), d.shield()); err != nil {
 		return nil, errors.Join(err, d.store.Close())
 	}
 	return d, nil
+}
+
+// shield lets other users of the machine reach the socket in the directory, and nothing else.
+func (d *data) shield() error {
+	for _, name := range []string{ociDir, rootsDir, gatewayDir} {
+		if err := os.MkdirAll(d.path(name), 0o700); err != nil {
+			return fmt.Errorf("making the data directory: %w", err)
+		}
+	}
+	entries, err := os.ReadDir(d.dir)
+	if err != nil {
+		return fmt.Errorf("reading the data directory: %w", err)
+	}
+	for _, e := range entries {
+		mode := fs.FileMode(0o600)
+		switch {
+		case e.IsDir():
+			mode = 0o700
+		case !e.Type().IsRegular():
+			continue
+		}
+		if err := os.Chmod(d.path(e.Name()), mode); err != nil {
+			return fmt.Errorf("shielding the data directory: %w", err)
+		}
+	}
+	return os.Chmod(d.dir, 0o711)
 }
 
 func exists(path string) bool {

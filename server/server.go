@@ -21,6 +21,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/user"
 	goruntime "runtime"
 	"time"
 
@@ -108,7 +109,7 @@ func (s *Server) openLedger(ctx context.Context) (err error) {
 	s.control, err = control.Open(ctx, control.Config{
 		Store: s.data.store, Blobs: blobs{s.content, roots}, Attached: blobs{s.content, roots}.attached, Evaluate: e.evaluate,
 		Origin: s.data.key.origin(), Signer: s.data.key.signer, Verifier: s.data.key.verifier, VKey: s.data.key.vkey,
-		Version: s.config.Version, Init: empty, Log: s.log,
+		Version: s.config.Version, Init: empty, Log: s.log, User: owner(),
 	})
 	if err != nil {
 		return err
@@ -117,6 +118,15 @@ func (s *Server) openLedger(ctx context.Context) (err error) {
 		return err
 	}
 	return s.foundPlatform(ctx)
+}
+
+// owner is the name of the user that the server runs as, "" when it has none.
+func owner() string {
+	u, err := user.Current()
+	if err != nil {
+		return ""
+	}
+	return u.Username
 }
 
 func (s *Server) openHost(ctx context.Context) (err error) {
@@ -186,6 +196,7 @@ func (s *Server) serve(ctx context.Context) error {
 	group.Go(func() error { return s.loops.Run(ctx) })
 	group.Go(func() error { return s.destroyVolumes(ctx) })
 	group.Go(func() error { return s.collect.Run(ctx) })
+	group.Go(func() error { return s.control.Govern(ctx) })
 	web := s.api.Server()
 	for _, l := range listeners {
 		group.Go(func() error {
@@ -222,7 +233,7 @@ func (s *Server) listen() ([]net.Listener, error) {
 	if err != nil {
 		return nil, fault.WithHint(fault.As(fault.Invalid, fmt.Errorf("opening the local socket: %w", err)), "a socket's path has at most 107 characters: choose a shorter --data")
 	}
-	if err := os.Chmod(path, 0o600); err != nil {
+	if err := os.Chmod(path, 0o666); err != nil { // whoever connects is known by the kernel, and let in by the platform's definition
 		return nil, errors.Join(err, local.Close())
 	}
 	if s.config.Listen == "" {

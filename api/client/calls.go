@@ -162,3 +162,64 @@ func (c *Client) DeleteToken(ctx context.Context, id string) error {
 func (c *Client) Healthy(ctx context.Context) (api.Health, error) {
 	return call[api.Health](ctx, c, http.MethodGet, api.PathHealth, nil, nil)
 }
+
+// Changes lists changes, newest first: the open ones, or all of them. env "" is every environment.
+func (c *Client) Changes(ctx context.Context, env string, all bool) ([]api.ChangeSummary, error) {
+	query := url.Values{"all": {strconv.FormatBool(all)}}
+	if env != "" {
+		query.Set("env", env)
+	}
+	out, err := call[api.Changes](ctx, c, http.MethodGet, api.PathChanges, query, nil)
+	return out.Changes, err
+}
+
+// Change shows a change with its plan.
+func (c *Client) Change(ctx context.Context, n int) (api.ChangeDetail, error) {
+	return call[api.ChangeDetail](ctx, c, http.MethodGet, api.ChangePath(api.PathChange, n), nil, nil)
+}
+
+// Approve approves a change by what was signed.
+func (c *Client) Approve(ctx context.Context, n int, req api.SignedRequest) (api.ChangeDetail, error) {
+	return call[api.ChangeDetail](ctx, c, http.MethodPost, api.ChangePath(api.PathApprove, n), nil, req)
+}
+
+// Reject rejects a change by what was signed.
+func (c *Client) Reject(ctx context.Context, n int, req api.SignedRequest) (api.ChangeDetail, error) {
+	return call[api.ChangeDetail](ctx, c, http.MethodPost, api.ChangePath(api.PathReject, n), nil, req)
+}
+
+// Withdraw takes a change back.
+func (c *Client) Withdraw(ctx context.Context, n int, req api.WithdrawRequest) (api.ChangeDetail, error) {
+	return call[api.ChangeDetail](ctx, c, http.MethodPost, api.ChangePath(api.PathWithdraw, n), nil, req)
+}
+
+// CarryOut carries an approved change out.
+func (c *Client) CarryOut(ctx context.Context, n int, req api.CarryOutRequest) (api.Accepted, error) {
+	return call[api.Accepted](ctx, c, http.MethodPost, api.ChangePath(api.PathCarryOut, n), nil, req)
+}
+
+// Confirm lets a head stay that was to be confirmed.
+func (c *Client) Confirm(ctx context.Context, env string, req api.ConfirmRequest) error {
+	_, err := call[struct{}](ctx, c, http.MethodPost, api.EnvironmentPath(api.PathConfirm, env), nil, req)
+	return err
+}
+
+// Review records a review of what was done in an emergency.
+func (c *Client) Review(ctx context.Context, env string, req api.ReviewRequest) error {
+	_, err := call[struct{}](ctx, c, http.MethodPost, api.EnvironmentPath(api.PathReview, env), nil, req)
+	return err
+}
+
+// Revoke blocks a release for good.
+func (c *Client) Revoke(ctx context.Context, ref api.Ref, req api.RevokeRequest) (api.Revoked, error) {
+	return call[api.Revoked](ctx, c, http.MethodPost, api.RevokePath(ref.String()), nil, req)
+}
+
+// WhoAmI tells who the caller is, and what he may do in an environment, or with "" on the server as a whole.
+func (c *Client) WhoAmI(ctx context.Context, env string) (api.WhoAmI, error) {
+	query := url.Values{}
+	if env != "" {
+		query.Set("env", env)
+	}
+	return call[api.WhoAmI](ctx, c, http.MethodGet, api.PathWhoAmI, query, nil)
+}

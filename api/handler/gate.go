@@ -58,6 +58,7 @@ var needs = map[string]need{
 	"get-entry":      {platform.LedgerRead, nil},
 	"get-checkpoint": {platform.LedgerRead, nil},
 	"verify-ledger":  {platform.LedgerRead, nil},
+	"get-witnesses":  {platform.LedgerRead, nil},
 
 	"list-tokens":  {platform.None, nil},
 	"create-token": {platform.None, nil},
