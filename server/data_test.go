@@ -40,7 +40,11 @@ func TestDataDirectoryKeepsItsKey(t *testing.T) {
 	if err != nil || strings.TrimSpace(string(public)) != first {
 		t.Errorf("public key: %q, %v; want %q", public, err, first)
 	}
-	for path, want := range map[string]os.FileMode{dir: 0o700, filepath.Join(dir, secretKey): 0o600} {
+	for path, want := range map[string]os.FileMode{
+		dir:                           0o711, // other users reach the socket in it, and nothing else
+		filepath.Join(dir, secretKey): 0o600, filepath.Dir(filepath.Join(dir, secretKey)): 0o700, filepath.Join(dir, ledgerFile): 0o600,
+		filepath.Join(dir, ociDir): 0o700, filepath.Join(dir, rootsDir): 0o700, filepath.Join(dir, gatewayDir): 0o700,
+	} {
 		if st, err := os.Stat(path); err != nil || st.Mode().Perm() != want {
 			t.Errorf("mode of %s: %v, %v; want %v", path, st.Mode().Perm(), err, want)
 		}

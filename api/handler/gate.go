@@ -94,6 +94,9 @@ func ofChange(h *Handler, r huma.Context) ([]spec.EnvName, error) {
 }
 
 func (h *Handler) envOf(text string) ([]spec.EnvName, error) {
+	if text == "" { // the operation says what is missing
+		return []spec.EnvName{""}, nil
+	}
 	ref, err := api.ParseRef(text)
 	if err != nil || ref.Digest == "" {
 		return []spec.EnvName{spec.EnvName(ref.Env)}, err
