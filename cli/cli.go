@@ -185,7 +185,7 @@ func (a *app) root() *cobra.Command {
 	group(root, "env", a.planCommand(), a.applyCommand(), a.statusCommand(), a.historyCommand(), a.showCommand(),
 		a.diffCommand(), a.rollbackCommand(), a.confirmCommand(), a.logsCommand(), a.destroyCommand())
 	group(root, "govern", a.changeCommand(), a.releaseCommand())
-	group(root, "proof", a.verifyCommand(), a.ledgerCommand(), a.witnessCommand())
+	group(root, "proof", a.verifyCommand(), a.sbomCommand(), a.ledgerCommand(), a.witnessCommand())
 	root.AddCommand(a.tokenCommand(), a.gatewayCommand(), a.manCommand())
 	root.CompletionOptions.HiddenDefaultCmd = false
 	a.complete(root)

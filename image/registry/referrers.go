@@ -158,6 +158,37 @@ func (s *Store) referrer(manifest digest.Digest) (Referrer, error) {
 	if err != nil {
 		return Referrer{}, err
 	}
+	return parseReferrer(manifest, raw)
+}
+
+// Referrers returns the manifests of the remote whose subject is d. It fails with fault.Unavailable when the remote can't be reached.
+func (r Remote) Referrers(ctx context.Context, d digest.Digest) ([]Referrer, error) {
+	repo, err := r.open()
+	if err != nil {
+		return nil, err
+	}
+	var all []Referrer
+	err = repo.Referrers(ctx, ocispec.Descriptor{Digest: godigest.Digest(d)}, "", func(page []ocispec.Descriptor) error {
+		for _, found := range page {
+			raw, err := r.Blob(ctx, digest.Digest(found.Digest), maxManifest)
+			if err != nil {
+				return err
+			}
+			referrer, err := parseReferrer(digest.Digest(found.Digest), raw)
+			if err != nil {
+				return err
+			}
+			all = append(all, referrer)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("listing the referrers of %s on %s: %w", d, r.URL, transferError(err))
+	}
+	return all, nil
+}
+
+func parseReferrer(manifest digest.Digest, raw []byte) (Referrer, error) {
 	var m described
 	if err := json.Unmarshal(raw, &m); err != nil {
 		return Referrer{}, fault.Errorf(fault.Corrupt, "%s is no manifest: %v", manifest, err)

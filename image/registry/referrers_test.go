@@ -147,6 +147,10 @@ func TestPushBringsAReferrerWithoutItsSubjectAgain(t *testing.T) {
 	if diff := cmp.Diff([]registry.Referrer{r}, got); err != nil || diff != "" {
 		t.Errorf("%v (-want +got):\n%s", err, diff)
 	}
+	asked, err := remote.Referrers(t.Context(), img.Manifest)
+	if diff := cmp.Diff([]registry.Referrer{r}, asked); err != nil || diff != "" {
+		t.Errorf("asked the remote: %v (-want +got):\n%s", err, diff)
+	}
 	fetched := open(t)
 	if err := fetched.Fetch(t.Context(), remote, r.Digest, nil); err != nil {
 		t.Fatal(err)

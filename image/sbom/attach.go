@@ -17,10 +17,14 @@ import (
 	"github.com/invarhq/invar/fault"
 	"github.com/invarhq/invar/image/registry"
 	"github.com/invarhq/invar/image/root"
+	"github.com/invarhq/invar/spec"
 )
 
-// MaxBytes bounds a bill of materials, a statement or an envelope that is read.
-const MaxBytes = 64 << 20
+// What is read is bounded: a bill of materials, and an envelope.
+const (
+	MaxBytes    = 64 << 20
+	maxEnvelope = 8 << 20
+)
 
 // Maker makes and attaches what is to be said about images of a store, whose roots lie in a directory.
 type Maker struct {
@@ -168,11 +172,43 @@ type Attested struct {
 	Provenance Provenance    // of Envelope
 }
 
-// Find returns what the owner of the key has signed about the image, with the bill of materials that it names. What others attached
-// is passed over. Where there are several, of image blocks that made the same image, it is that of the image block of this
-// name, or else the first by digest. It fails with fault.NotFound when there is none.
-func Find(store *registry.Store, manifest digest.Digest, name string, key ed25519.PublicKey) (Attested, error) {
-	all, err := store.Referrers(manifest)
+// Source is where attached content is: a store, or another registry.
+type Source interface {
+	Referrers(ctx context.Context, manifest digest.Digest) ([]registry.Referrer, error)
+	Blob(ctx context.Context, d digest.Digest, limit int64) ([]byte, error)
+}
+
+var _ Source = registry.Remote{}
+
+// stored is a store as a Source.
+type stored struct{ *registry.Store }
+
+func (s stored) Referrers(_ context.Context, manifest digest.Digest) ([]registry.Referrer, error) {
+	return s.Store.Referrers(manifest)
+}
+
+func (s stored) Blob(_ context.Context, d digest.Digest, limit int64) ([]byte, error) {
+	r, size, err := s.Open(d)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	if size > limit {
+		return nil, fault.Errorf(fault.Invalid, "blob %s has %d bytes, %d are allowed", d, size, limit)
+	}
+	return io.ReadAll(r)
+}
+
+// Find is FindIn a store.
+func Find(ctx context.Context, store *registry.Store, manifest digest.Digest, name spec.ImageName, key ed25519.PublicKey) (Attested, error) {
+	return FindIn(ctx, stored{store}, manifest, name, key)
+}
+
+// FindIn returns what the owner of the key has signed about the image, with the bill of materials that it names. What others
+// attached is passed over. Where there are several, of image blocks that made the same image, it is that of the image block of
+// this name, or else the first by digest. It fails with fault.NotFound when there is none.
+func FindIn(ctx context.Context, from Source, manifest digest.Digest, name spec.ImageName, key ed25519.PublicKey) (Attested, error) {
+	all, err := from.Referrers(ctx, manifest)
 	if err != nil {
 		return Attested{}, err
 	}
@@ -181,47 +217,39 @@ func Find(store *registry.Store, manifest digest.Digest, name string, key ed2551
 		if r.Type != TypeEnvelope {
 			continue
 		}
-		a, ok := signed(store, r.Content(), manifest, key)
-		if ok && (found == nil || string(a.Provenance.name()) == name && string(found.Provenance.name()) != name) {
+		a, ok, err := signed(ctx, from, r.Content(), manifest, key)
+		if err != nil {
+			return Attested{}, err
+		}
+		if ok && (found == nil || a.Provenance.name() == name && found.Provenance.name() != name) {
 			found = &a
 		}
 	}
 	if found == nil {
-		return Attested{}, fault.WithHint(fault.Errorf(fault.NotFound, "nothing is attested about image %s", manifest),
+		return Attested{}, fault.WithHint(fault.Errorf(fault.NotFound, "nothing that this key signed is attached to image %s", manifest),
 			"plan or apply a release with it: the server attests what it evaluates")
 	}
-	if found.SBOM, err = read(store, found.SBOMDigest); err != nil {
+	if found.SBOM, err = from.Blob(ctx, found.SBOMDigest, MaxBytes); err != nil {
 		return Attested{}, fmt.Errorf("reading the SBOM of image %s: %w", manifest, err)
 	}
 	found.Summary, err = Summarize(found.SBOM)
 	return *found, err
 }
 
-// signed reads an envelope, and reports whether the key signed it about the image.
-func signed(store *registry.Store, envelope, manifest digest.Digest, key ed25519.PublicKey) (Attested, bool) {
-	raw, err := read(store, envelope)
+// signed reads an envelope, and reports whether the key signed it about the image. An envelope that is no good is nobody's failure:
+// anybody may attach one.
+func signed(ctx context.Context, from Source, envelope, manifest digest.Digest, key ed25519.PublicKey) (Attested, bool, error) {
+	raw, err := from.Blob(ctx, envelope, maxEnvelope)
 	if err != nil {
-		return Attested{}, false
+		return Attested{}, false, err
 	}
 	statement, err := Verify(raw, key)
 	if err != nil {
-		return Attested{}, false
+		return Attested{}, false, nil
 	}
 	p, err := ParseProvenance(statement)
 	if err != nil || !p.About(manifest) {
-		return Attested{}, false
+		return Attested{}, false, nil
 	}
-	return Attested{SBOMDigest: p.SBOM(), Envelope: raw, Digest: envelope, Provenance: p}, true
-}
-
-func read(store *registry.Store, d digest.Digest) ([]byte, error) {
-	r, size, err := store.Open(d)
-	if err != nil {
-		return nil, err
-	}
-	defer r.Close()
-	if size > MaxBytes {
-		return nil, fault.Errorf(fault.Invalid, "blob %s has %d bytes, %d are allowed", d, size, int64(MaxBytes))
-	}
-	return io.ReadAll(r)
+	return Attested{SBOMDigest: p.SBOM(), Envelope: raw, Digest: envelope, Provenance: p}, true, nil
 }

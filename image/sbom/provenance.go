@@ -150,7 +150,7 @@ func (c contents) linked() []Resource {
 
 func sha256Set(d digest.Digest) map[string]string { return map[string]string{"sha256": d.Hex()} }
 
-// TypeRoot is the media type of a root, as release.TypeRoot has it.
+// typeRoot is the media type of a root, as release.TypeRoot has it.
 const typeRoot = "application/vnd.invar.root.v1.erofs"
 
 // statement makes the provenance of a build whose bill of materials has this digest.
@@ -233,7 +233,7 @@ func (p Provenance) SBOM() digest.Digest {
 	return ""
 }
 
-// Parameters returns the image block of the statement as fields that have a value.
+// name is that of the image block.
 func (p Provenance) name() spec.ImageName {
 	return spec.ImageName(p.Predicate.BuildDefinition.ExternalParameters.Name)
 }

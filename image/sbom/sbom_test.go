@@ -21,6 +21,9 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/static"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+	slsa "github.com/in-toto/attestation/go/predicates/provenance/v1"
+	intoto "github.com/in-toto/attestation/go/v1"
+	"google.golang.org/protobuf/encoding/protojson"
 
 	"github.com/invarhq/invar/digest"
 	"github.com/invarhq/invar/fault"
@@ -368,7 +371,7 @@ func TestServerEndorsesWhatItSees(t *testing.T) {
 	signer, public := serverKey(t)
 	_, stranger := serverKey(t)
 	m := sbom.Maker{Store: req.Store, Roots: req.Roots}
-	if _, err := sbom.Find(req.Store, img.Manifest, "web", public); !errors.Is(err, fault.NotFound) {
+	if _, err := sbom.Find(t.Context(), req.Store, img.Manifest, "web", public); !errors.Is(err, fault.NotFound) {
 		t.Errorf("before: %v", err)
 	}
 	for range 2 {
@@ -376,7 +379,7 @@ func TestServerEndorsesWhatItSees(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	got, err := sbom.Find(req.Store, img.Manifest, "web", public)
+	got, err := sbom.Find(t.Context(), req.Store, img.Manifest, "web", public)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -390,7 +393,7 @@ func TestServerEndorsesWhatItSees(t *testing.T) {
 	if !got.Provenance.About(img.Manifest) || got.Provenance.Subject[1].Digest["sha256"] != img.Root.Hex() {
 		t.Errorf("subjects: %+v", got.Provenance.Subject)
 	}
-	if _, err := sbom.Find(req.Store, img.Manifest, "web", stranger); !errors.Is(err, fault.NotFound) {
+	if _, err := sbom.Find(t.Context(), req.Store, img.Manifest, "web", stranger); !errors.Is(err, fault.NotFound) {
 		t.Errorf("with a stranger's key: %v", err)
 	}
 }
@@ -408,7 +411,7 @@ func TestFindPassesOverWhatOthersAttached(t *testing.T) {
 	if err := m.Endorse(t.Context(), sbom.Build{Image: goWeb, Resolved: web}, signer); err != nil {
 		t.Fatal(err)
 	}
-	mine, err := sbom.Find(req.Store, web.Manifest, "web", public)
+	mine, err := sbom.Find(t.Context(), req.Store, web.Manifest, "web", public)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -420,7 +423,7 @@ func TestFindPassesOverWhatOthersAttached(t *testing.T) {
 		if _, err := req.Store.Refer(t.Context(), other.Manifest, sbom.TypeEnvelope, envelope, nil); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := sbom.Find(req.Store, other.Manifest, "site", public); !errors.Is(err, fault.NotFound) {
+		if _, err := sbom.Find(t.Context(), req.Store, other.Manifest, "site", public); !errors.Is(err, fault.NotFound) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
@@ -471,5 +474,56 @@ func TestAlteredEnvelopeDoesNotVerify(t *testing.T) {
 		if _, err := sbom.Verify(c.envelope, public); !errors.Is(err, c.want) {
 			t.Errorf("altered %s: %v, want %v", what, err, c.want)
 		}
+	}
+}
+
+// The types of in-toto and SLSA, by those who specify them, read what we write and find nothing missing.
+func TestProvenanceIsWhatInTotoSpecifies(t *testing.T) {
+	req := request(t, newApp(t), goWeb)
+	img := baked(t, req).Images["web"]
+	signer, public := serverKey(t)
+	if err := (sbom.Maker{Store: req.Store, Roots: req.Roots}).Endorse(t.Context(), sbom.Build{Image: goWeb, Resolved: img}, signer); err != nil {
+		t.Fatal(err)
+	}
+	found, err := sbom.Find(t.Context(), req.Store, img.Manifest, "web", public)
+	if err != nil {
+		t.Fatal(err)
+	}
+	signed, err := sbom.Verify(found.Envelope, public)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for what, raw := range map[string][]byte{"client's": attached(t, req.Store, img.Manifest, sbom.TypeStatement), "server's": signed} {
+		var s intoto.Statement
+		if err := protojson.Unmarshal(raw, &s); err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+		predicate, err := s.GetPredicate().MarshalJSON()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var p slsa.Provenance
+		if err := (protojson.UnmarshalOptions{DiscardUnknown: what == "server's"}).Unmarshal(predicate, &p); err != nil { // which has an extension
+			t.Fatalf("%s: %v", what, err)
+		}
+		if err := errors.Join(s.Validate(), p.Validate()); err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+}
+
+// What is signed is DSSE's pre-authentication encoding, by anybody's reading of the specification.
+func TestEnvelopeIsSignedAsDSSESays(t *testing.T) {
+	signer, public := serverKey(t)
+	envelope, err := sbom.Sign([]byte("{}"), signer.Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var e struct{ Signatures []struct{ Sig []byte } }
+	if err := json.Unmarshal(envelope, &e); err != nil {
+		t.Fatal(err)
+	}
+	if !ed25519.Verify(public, []byte("DSSEv1 28 application/vnd.in-toto+json 2 {}"), e.Signatures[0].Sig) {
+		t.Error("the signature is not one of the pre-authentication encoding")
 	}
 }

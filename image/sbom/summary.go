@@ -2,6 +2,7 @@ package sbom
 
 import (
 	"bytes"
+	"cmp"
 	"slices"
 
 	cdx "github.com/CycloneDX/cyclonedx-go"
@@ -22,14 +23,54 @@ type Summary struct {
 	Purls       []string `json:"purls"`                   // of the packages, sorted, each once
 }
 
-// Summarize reads a document that this package made, or another in CycloneDX's JSON. It fails with fault.Invalid.
-func Summarize(doc []byte) (Summary, error) {
+// Component is one of a document, as lists for people have it.
+type Component struct {
+	Type, Name, Version, Purl string
+	Licenses                  []string // SPDX identifiers, or names
+}
+
+// Components returns what a document lists, in its order. It fails with fault.Invalid.
+func Components(doc []byte) ([]Component, error) {
+	bom, err := decode(doc)
+	if err != nil || bom.Components == nil {
+		return nil, err
+	}
+	var all []Component
+	for _, c := range *bom.Components {
+		out := Component{Type: string(c.Type), Name: c.Name, Version: c.Version, Purl: c.PackageURL}
+		if c.Licenses != nil {
+			for _, l := range *c.Licenses {
+				out.Licenses = append(out.Licenses, licenseName(l))
+			}
+		}
+		all = append(all, out)
+	}
+	return all, nil
+}
+
+func licenseName(l cdx.LicenseChoice) string {
+	if l.License != nil {
+		return cmp.Or(l.License.ID, l.License.Name)
+	}
+	return l.Expression
+}
+
+func decode(doc []byte) (cdx.BOM, error) {
 	var bom cdx.BOM
 	if err := cdx.NewBOMDecoder(bytes.NewReader(doc), cdx.BOMFileFormatJSON).Decode(&bom); err != nil {
-		return Summary{}, fault.Errorf(fault.Invalid, "reading CycloneDX: %w", err)
+		return cdx.BOM{}, fault.Errorf(fault.Invalid, "reading CycloneDX: %w", err)
 	}
 	if bom.BOMFormat != cdx.BOMFormat {
-		return Summary{}, fault.Errorf(fault.Invalid, "reading CycloneDX: the format is %q", bom.BOMFormat)
+		return cdx.BOM{}, fault.Errorf(fault.Invalid, "reading CycloneDX: the format is %q", bom.BOMFormat)
+	}
+	return bom, nil
+}
+
+// Summarize reads a document that this package made, or another in CycloneDX's JSON. It fails with fault.Invalid.
+func Summarize(doc []byte) (Summary, error) {
+	bom, err := decode(doc)
+	if err != nil {
+		return Summary{}, err
 	}
 	s := Summary{Format: bom.BOMFormat + " " + bom.SpecVersion.String(), Complete: complete(bom)}
 	if bom.Components != nil {
@@ -69,13 +110,10 @@ func (s *Summary) count(c cdx.Component) {
 		return
 	}
 	for _, l := range *c.Licenses {
-		switch {
-		case l.License != nil && l.License.ID != "":
+		if l.License != nil && l.License.ID != "" {
 			s.Licenses = append(s.Licenses, l.License.ID)
-		case l.License != nil:
-			s.Unknown = append(s.Unknown, l.License.Name)
-		default:
-			s.Unknown = append(s.Unknown, l.Expression)
+		} else {
+			s.Unknown = append(s.Unknown, licenseName(l))
 		}
 	}
 }
