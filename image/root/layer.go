@@ -1,6 +1,7 @@
 package root
 
 import (
+	"bufio"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -172,15 +173,17 @@ func openLayer(ctx context.Context, store *registry.Store, dir string, info laye
 
 // unpackLayer decompresses into a file that is gone when closed. Both digests are checked on the way.
 func unpackLayer(ctx context.Context, store *registry.Store, dir string, info layerInfo, b *budget) (*layer, error) {
-	in, _, err := store.Open(info.blob)
+	blob, _, err := store.Open(info.blob)
 	if err != nil {
 		return nil, err
 	}
+	in := readAhead(blob)
 	defer in.Close()
-	plain, err := decompress(info.compression, in)
+	unpacked, err := decompress(info.compression, in)
 	if err != nil {
 		return nil, fault.As(fault.Corrupt, err)
 	}
+	plain := readAhead(unpacked)
 	defer plain.Close()
 	f, err := os.CreateTemp(dir, "building-*")
 	if err != nil {
@@ -196,6 +199,44 @@ func unpackLayer(ctx context.Context, store *registry.Store, dir string, info la
 		return nil, err
 	}
 	return &layer{layerInfo: info, file: f, size: size}, nil
+}
+
+// ahead reads in a goroutine of its own, so that hashing the blob, decompressing it, and hashing and writing what comes out overlap.
+type ahead struct {
+	*bufio.Reader
+	pipe *io.PipeReader
+	done chan struct{}
+}
+
+// readAhead closes r when it is closed, which is before or after the end.
+func readAhead(r io.ReadCloser) *ahead {
+	out, in := io.Pipe()
+	a := &ahead{bufio.NewReaderSize(out, 256<<10), out, make(chan struct{})}
+	go func() {
+		defer close(a.done)
+		buf := make([]byte, 256<<10)
+		var err error
+		for err == nil {
+			n := 0
+			for n < len(buf) && err == nil { // few large pieces: each waits for its reader
+				var more int
+				more, err = r.Read(buf[n:])
+				n += more
+			}
+			if _, gone := in.Write(buf[:n]); gone != nil {
+				break
+			}
+		}
+		r.Close()
+		in.CloseWithError(err)
+	}()
+	return a
+}
+
+func (a *ahead) Close() error {
+	a.pipe.Close()
+	<-a.done
+	return nil
 }
 
 func decompress(compression string, r io.Reader) (io.ReadCloser, error) {

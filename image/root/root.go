@@ -33,19 +33,16 @@
 package root
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
 
-	"github.com/erofs/go-erofs"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/invarhq/invar/digest"
@@ -130,21 +127,18 @@ func write(ctx context.Context, store *registry.Store, dir string, t *tree, laye
 	}
 	defer f.Close()
 	defer os.Remove(f.Name()) // a no-op once renamed
+	var d digest.Digest
+	var size int64
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return verifyAll(ctx, store, layers) })
-	g.Go(func() error { return encode(f, t) })
+	g.Go(func() (err error) {
+		d, size, err = encode(f, t)
+		return err
+	})
 	if err := g.Wait(); err != nil {
 		return "", 0, err
 	}
-	var d digest.Digest
-	var size int64
-	var seal errgroup.Group
-	seal.Go(f.Sync)
-	seal.Go(func() (err error) {
-		d, size, err = digest.OfReader(io.NewSectionReader(f, 0, 1<<62))
-		return err
-	})
-	if err := seal.Wait(); err != nil {
+	if err := f.Sync(); err != nil {
 		return "", 0, err
 	}
 	return d, size, publish(f, Path(dir, d))
@@ -172,34 +166,6 @@ func syncDir(name string) error {
 	}
 	defer d.Close()
 	return d.Sync()
-}
-
-// encode writes the tree as EROFS: no build time, no UUID, entries sorted.
-func encode(f *os.File, t *tree) error {
-	out := &output{f: f, w: bufio.NewWriterSize(f, 1<<20)}
-	w := erofs.Create(out, erofs.WithBuildTime(0, 0), erofs.WithTempDir(filepath.Dir(f.Name())))
-	if err := w.CopyFrom(t); err != nil {
-		return fmt.Errorf("encoding EROFS: %w", err)
-	}
-	if err := w.Close(); err != nil {
-		return fmt.Errorf("encoding EROFS: %w", err)
-	}
-	return out.w.Flush()
-}
-
-// output buffers what the encoder writes in small pieces.
-type output struct {
-	f *os.File
-	w *bufio.Writer
-}
-
-func (o *output) Write(p []byte) (int, error) { return o.w.Write(p) }
-
-func (o *output) Seek(offset int64, whence int) (int64, error) {
-	if err := o.w.Flush(); err != nil {
-		return 0, err
-	}
-	return o.f.Seek(offset, whence)
 }
 
 // remember writes the index entry. Losing it costs a build, no more, so it isn't synced.
