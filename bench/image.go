@@ -20,6 +20,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/static"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+	"golang.org/x/sys/unix"
 
 	"github.com/invarhq/invar/digest"
 	"github.com/invarhq/invar/image"
@@ -134,7 +135,8 @@ func rootFiles(server string, sizeBytes int) ([]byte, error) {
 // rooted is the section's state.
 type rooted struct {
 	*bench
-	ctr []string // command and its global flags
+	ctr    []string // command and its global flags
+	podman []string // likewise; nil when podman can't run here
 }
 
 func benchRoot(ctx context.Context, b *bench) error {
@@ -148,6 +150,9 @@ func benchRoot(ctx context.Context, b *bench) error {
 	}
 	r := &rooted{bench: b}
 	if err := r.startContainerd(ctx); err != nil {
+		return err
+	}
+	if err := r.preparePodman(ctx); err != nil {
 		return err
 	}
 	host, err := b.openHost(ctx)
@@ -199,6 +204,51 @@ func (r *rooted) startContainerd(ctx context.Context) error {
 	return nil
 }
 
+// preparePodman gives podman overlay storage of its own.
+func (r *rooted) preparePodman(ctx context.Context) error {
+	path, err := r.debian(ctx, "podman", "podman")
+	if err != nil {
+		r.note("podman is left out: %v", err)
+		return nil
+	}
+	r.podman = []string{path, "--root", filepath.Join(r.dir, "podman"), "--runroot", filepath.Join(r.dir, "podman-run"),
+		"--tmpdir", filepath.Join(r.dir, "podman-tmp"), "--storage-driver", "overlay", "--cgroup-manager", "cgroupfs"}
+	r.defers(func() { unix.Unmount(filepath.Join(r.dir, "podman", "overlay"), unix.MNT_DETACH) })
+	version, err := output(ctx, path, append(r.podman[1:len(r.podman):len(r.podman)], "--version")...)
+	r.note("peer: %s, overlay, `podman load` of the archive into empty storage; against it invar also pulls the same archive into an empty store", firstLine(version))
+	return err
+}
+
+// load has podman take the archive into its storage, then forget it.
+func (r *rooted) load(ctx context.Context, archive string) (time.Duration, error) {
+	podman := r.podman[1:len(r.podman):len(r.podman)]
+	began := time.Now()
+	if _, err := output(ctx, r.podman[0], append(podman, "load", "-q", "-i", archive)...); err != nil {
+		return 0, err
+	}
+	took := time.Since(began)
+	_, err := output(ctx, r.podman[0], append(podman, "rmi", "-a", "-f")...)
+	return took, err
+}
+
+// ourLoad pulls the archive into an empty store, builds the root, and creates an instance on it.
+func (r *rooted) ourLoad(ctx context.Context, h host, archive string, round int) (time.Duration, error) {
+	dir := filepath.Join(r.dir, "loaded")
+	defer os.RemoveAll(dir)
+	began := time.Now()
+	store, err := registry.Open(dir)
+	if err != nil {
+		return 0, err
+	}
+	pulled, err := store.Pull(ctx, registry.Source{Ref: "oci-archive:" + archive, Platform: image.Platform{OS: "linux", Architecture: goarch}}, nil)
+	if err != nil {
+		return 0, err
+	}
+	pulling := time.Since(began)
+	first, _, _, err := r.ourRoot(ctx, h, store, pulled.Manifest, round)
+	return pulling + first, err
+}
+
 func (r *rooted) run(ctx context.Context, args ...string) (string, error) {
 	return output(ctx, r.ctr[0], append(r.ctr[1:len(r.ctr):len(r.ctr)], args...)...)
 }
@@ -212,7 +262,7 @@ func (r *rooted) compare(ctx context.Context, host host, tarball []byte, compres
 	if _, err := output(ctx, "tar", "-C", filepath.Join(r.dir, "layout"), "-cf", archive, "."); err != nil {
 		return err
 	}
-	var ours, again, build, peer sample
+	var ours, again, build, peer, loaded, podman sample
 	for round := range r.pick(min(r.n, 5), 2) + 1 {
 		first, second, known, err := r.ourRoot(ctx, host, store, manifest, round)
 		if err != nil {
@@ -222,7 +272,18 @@ func (r *rooted) compare(ctx context.Context, host host, tarball []byte, compres
 		if err != nil {
 			return err
 		}
+		var ourLoad, theirLoad time.Duration
+		if r.podman != nil {
+			if ourLoad, err = r.ourLoad(ctx, host, archive, 1000+round); err != nil {
+				return err
+			}
+			if theirLoad, err = r.load(ctx, archive); err != nil {
+				return err
+			}
+		}
 		if round > 0 {
+			loaded.took(ourLoad)
+			podman.took(theirLoad)
 			ours.took(first)
 			again.took(second)
 			build.took(known)
@@ -235,6 +296,10 @@ func (r *rooted) compare(ctx context.Context, host host, tarball []byte, compres
 	}
 	ratio := ratios(peer, ours).p50()
 	r.row(fmt.Sprintf("%s, %d MB", what, len(tarball)/1e6), ours.ms(), peer.ms(), ratio, atLeast(ratio, 3, " ×"))
+	if r.podman != nil {
+		ratio := ratios(podman, loaded).p50()
+		r.row("  with the pull, against podman load", loaded.ms(), podman.ms(), ratio, atLeast(ratio, 3, " ×"))
+	}
 	r.row("  the second time, root.Build", build.ms(), "", 0, atMost(build.p50(), 5, " ms"))
 	r.row("  the second time, with a second instance", again.ms(), "", 0, target{})
 	return nil
