@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/invarhq/invar/instance"
@@ -20,7 +19,7 @@ import (
 const (
 	rotateAt   = 64 << 20
 	keepLogs   = 5
-	logQueue   = 8192
+	maxPending = 4 << 20 // bytes that wait to be written; about 16,000 lines
 	flushEvery = 200 * time.Millisecond
 	flushAt    = 64 << 10
 )
@@ -38,13 +37,13 @@ func newAccessLog(dir string, requests bool, log *slog.Logger) (*accessLog, erro
 	}
 	a := &accessLog{spare: sync.Pool{New: func() any { return new([]byte) }}}
 	var err error
-	if a.egresses, err = openJournal(filepath.Join(dir, "egress.log"), rotateAt, log, &a.spare); err != nil {
+	if a.egresses, err = openJournal(filepath.Join(dir, "egress.log"), rotateAt, log); err != nil {
 		return nil, err
 	}
 	if !requests {
 		return a, nil
 	}
-	if a.requests, err = openJournal(filepath.Join(dir, "access.log"), rotateAt, log, &a.spare); err != nil {
+	if a.requests, err = openJournal(filepath.Join(dir, "access.log"), rotateAt, log); err != nil {
 		a.egresses.close()
 		return nil, err
 	}
@@ -65,11 +64,8 @@ func (a *accessLog) request(x *exchange, r *http.Request) {
 	}
 	line := a.spare.Get().(*[]byte)
 	*line = appendRequest((*line)[:0], x, r, time.Now())
-	select {
-	case a.requests.lines <- line:
-	default:
-		a.requests.dropped.Add(1)
-	}
+	a.requests.add(*line, false)
+	a.spare.Put(line)
 }
 
 // egressEntry is a request to a forward proxy.
@@ -95,7 +91,8 @@ func (a *accessLog) egress(e *egressEntry) {
 	b = appendInt(b, "bytes", e.bytes)
 	b = appendMillis(b, time.Since(e.start))
 	*line = append(b, "}\n"...)
-	a.egresses.lines <- line
+	a.egresses.add(*line, true)
+	a.spare.Put(line)
 }
 
 func appendRequest(b []byte, x *exchange, r *http.Request, now time.Time) []byte {
@@ -148,24 +145,29 @@ func appendString(b []byte, key, s string) []byte {
 	return append(append(append(b, '"'), s...), '"')
 }
 
-// journal is a rotated file that one goroutine writes.
+// journal is a rotated file that one goroutine writes, some lines at a time. To add a line wakes nobody up, unless many wait: a switch to
+// the writer for each request would cost more than the line.
 type journal struct {
-	path    string
-	limit   int64 // bytes at which the file is rotated
-	log     *slog.Logger
-	lines   chan *[]byte
-	spare   *sync.Pool // of lines
-	dropped atomic.Int64
-	done    chan struct{}
-	stop    chan struct{}
+	path  string
+	limit int64 // bytes at which the file is rotated
+	log   *slog.Logger
+	full  chan struct{} // enough lines wait
+	done  chan struct{}
+	stop  chan struct{}
+
+	mu      sync.Mutex
+	pending []byte
+	dropped int64
+	drained *sync.Cond // of mu: pending was taken
 
 	file *os.File // of the goroutine, as all below
 	size int64
 	buf  []byte
 }
 
-func openJournal(path string, limit int64, log *slog.Logger, spare *sync.Pool) (*journal, error) {
-	j := &journal{path: path, limit: limit, log: log, spare: spare, lines: make(chan *[]byte, logQueue), done: make(chan struct{}), stop: make(chan struct{})}
+func openJournal(path string, limit int64, log *slog.Logger) (*journal, error) {
+	j := &journal{path: path, limit: limit, log: log, full: make(chan struct{}, 1), done: make(chan struct{}), stop: make(chan struct{})}
+	j.drained = sync.NewCond(&j.mu)
 	if err := j.open(); err != nil {
 		return nil, err
 	}
@@ -199,14 +201,11 @@ func (j *journal) write() {
 	defer tick.Stop()
 	for {
 		select {
-		case line := <-j.lines:
-			j.add(line)
+		case <-j.full:
+			j.flush()
 		case <-tick.C:
 			j.flush()
 		case <-j.stop:
-			for len(j.lines) > 0 {
-				j.add(<-j.lines)
-			}
 			j.flush()
 			j.file.Close()
 			return
@@ -214,24 +213,45 @@ func (j *journal) write() {
 	}
 }
 
-func (j *journal) add(line *[]byte) {
-	j.buf = append(j.buf, *line...)
-	j.spare.Put(line)
-	if len(j.buf) >= flushAt {
-		j.flush()
+// add takes a copy of the line. When too much waits to be written, it waits too, or drops the line and counts it.
+func (j *journal) add(line []byte, wait bool) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for len(j.pending) >= maxPending {
+		if !wait {
+			j.dropped++
+			return
+		}
+		j.drained.Wait()
+	}
+	j.pending = append(j.pending, line...)
+	if len(j.pending) >= flushAt {
+		select {
+		case j.full <- struct{}{}:
+		default:
+		}
 	}
 }
 
-func (j *journal) flush() {
-	if n := j.dropped.Swap(0); n > 0 {
-		j.buf = append(appendInt(appendTime(j.buf, time.Now()), "dropped", n), "}\n"...)
+// take exchanges what waits for the buffer that was written last.
+func (j *journal) take() {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.pending, j.buf = j.buf[:0], j.pending
+	if j.dropped > 0 {
+		j.buf = append(appendInt(appendTime(j.buf, time.Now()), "dropped", j.dropped), "}\n"...)
+		j.dropped = 0
 	}
+	j.drained.Broadcast()
+}
+
+func (j *journal) flush() {
+	j.take()
 	if len(j.buf) == 0 {
 		return
 	}
 	n, err := j.file.Write(j.buf)
 	j.size += int64(n)
-	j.buf = j.buf[:0]
 	if err == nil && j.size >= j.limit {
 		err = j.rotate()
 	}

@@ -107,13 +107,12 @@ func TestRouteWithTLSIsNotServedInPlain(t *testing.T) {
 
 func TestJournalRotates(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "x.log")
-	j, err := openJournal(path, 100, testLog(t), &sync.Pool{})
+	j, err := openJournal(path, 100, testLog(t))
 	if err != nil {
 		t.Fatal(err)
 	}
 	for i := range 8 {
-		line := fmt.Appendf(nil, "%d %s\n", i, strings.Repeat("x", 120))
-		j.lines <- &line
+		j.add(fmt.Appendf(nil, "%d %s\n", i, strings.Repeat("x", 120)), false)
 		eventually(t, "the file was rotated", func() bool {
 			raw, err := os.ReadFile(path + ".1")
 			return err == nil && strings.HasPrefix(string(raw), fmt.Sprintf("%d ", i))
@@ -126,5 +125,32 @@ func TestJournalRotates(t *testing.T) {
 	}
 	if raw, _ := os.ReadFile(path + ".5"); !strings.HasPrefix(string(raw), "3 ") {
 		t.Errorf("the oldest begins with %.2q, want 3", raw)
+	}
+}
+
+func TestJournalThatIsFullDropsLinesAndSaysHowMany(t *testing.T) {
+	j := &journal{path: filepath.Join(t.TempDir(), "x.log"), limit: rotateAt, log: testLog(t), full: make(chan struct{}, 1)}
+	j.drained = sync.NewCond(&j.mu)
+	if err := j.open(); err != nil {
+		t.Fatal(err)
+	}
+	defer j.file.Close()
+	j.add(make([]byte, maxPending), false)
+	j.add([]byte("one\n"), false)
+	j.add([]byte("two\n"), false)
+	waited := make(chan struct{})
+	go func() {
+		j.add([]byte("three\n"), true)
+		close(waited)
+	}()
+	j.flush()
+	<-waited
+	j.flush()
+	raw, err := os.ReadFile(j.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if rest := string(raw[maxPending:]); strings.Contains(rest, "one") || !strings.Contains(rest, `"dropped":2}`) || !strings.HasSuffix(rest, "three\n") {
+		t.Errorf("after what filled it, the journal has %q; want that 2 lines were dropped, and the one that waited", rest)
 	}
 }
