@@ -55,6 +55,12 @@ type Host interface {
 	// Network returns how to reach inside an instance's network: see Network. fault.NotFound when it has none (any more).
 	Network(ctx context.Context, id instance.ID) (Network, error)
 
+	// Exec runs a command in a running instance beside its own process, as its user and within all of its limits, until it ends, and
+	// returns its exit code (128+n: killed by signal n; -1: not known). It ends with ctx, with the instance, and with the caller. It fails with
+	// fault.NotFound for an unknown instance, fault.Conflict for one that does not run, fault.Invalid for a command that
+	// the instance does not have or a host that can't do it; then nothing ran. Whoever calls it taints the instance: that is for the caller to record.
+	Exec(ctx context.Context, id instance.ID, session Session) (code int, err error)
+
 	// Measure looks at what an instance runs on now: it reads all of it again, and takes nothing from what Create was given.
 	// fault.NotFound for an instance that is not on the host.
 	Measure(ctx context.Context, id instance.ID) (Measurement, error)
@@ -71,6 +77,21 @@ type Host interface {
 type Network struct {
 	Path string // of the network namespace, for setns(2)
 }
+
+// Session is a command that somebody talks to.
+type Session struct {
+	Args   []string
+	Env    []string // "KEY=value", beside the instance's
+	TTY    bool     // on a terminal of its own: what it writes comes on Stdout, and Stdin is typed
+	Size   Size     // of that terminal
+	Resize <-chan Size
+	Stdin  io.Reader // read until its end, which the command then sees; nil: it is at its end. A Read may outlast Exec
+	Stdout io.Writer
+	Stderr io.Writer
+}
+
+// Size is a terminal's.
+type Size struct{ Rows, Cols uint16 }
 
 // Measurement is what an instance was found to run on.
 type Measurement struct {

@@ -17,6 +17,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/invarhq/invar/fault"
 	"github.com/invarhq/invar/runtime/local/wire"
 )
 
@@ -160,6 +161,11 @@ func (c *command) destroy() error {
 		defer c.exits.close()
 	}
 	return c.run("delete", "--force", c.id)
+}
+
+// session is not to be had: the runtime's own command line would have to pass a terminal on.
+func (c *command) session(wire.Session) (*session, error) {
+	return nil, fault.Errorf(fault.Invalid, "an instance with isolation = %q can have no sessions", "gvisor")
 }
 
 func (c *command) exec(e wire.Exec) (*wire.ExecResult, error) {

@@ -59,7 +59,8 @@ func main() {
 func run(dir, build string) error {
 	// A creation makes megabytes of garbage, while the heap itself is small.
 	debug.SetGCPercent(400)
-	signal.Ignore(unix.SIGHUP, unix.SIGINT, unix.SIGPIPE) // of whose terminal the server was started
+	// Signals of the terminal that the server was started on. Not ignored, since instances and sessions would inherit that: ^C would do nothing.
+	signal.Notify(make(chan os.Signal, 1), unix.SIGHUP, unix.SIGINT, unix.SIGPIPE)
 	goruntime.GOMAXPROCS(max(2, goruntime.NumCPU()))
 	syscall.Umask(0o022)
 	if err := os.Chdir(dir); err != nil { // pins no directory of the server's, and keeps the socket's path short

@@ -23,6 +23,7 @@ type engine interface {
 	signal(unix.Signal) error
 	wait() exit                               // until the first process is gone; it does not outlive the launcher
 	exec(wire.Exec) (*wire.ExecResult, error) // a command beside the first process
+	session(wire.Session) (*session, error)   // the same, and somebody talks to it
 	oom() bool                                // whether the kernel killed for want of memory
 	destroy() error                           // kill, and delete all traces
 }

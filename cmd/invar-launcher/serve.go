@@ -82,6 +82,10 @@ func (l *launcher) converse(conn *net.UnixConn) {
 			l.watch(conn, r)
 			return
 		}
+		if err == nil && request.Op == wire.OpSession {
+			l.session(conn, r, request)
+			return
+		}
 		var response wire.Response
 		if err == nil {
 			response, err = l.answer(request)

@@ -52,7 +52,7 @@ func (m *machine) killLauncher() (back time.Duration) {
 	}
 	began := time.Now()
 	for {
-		if _, _, err := m.host.Exec(m.t.Context(), "web-unknown", []string{"x"}, time.Second); errors.Is(err, fault.NotFound) && m.launcherPID() != old {
+		if _, _, err := m.host.Check(m.t.Context(), "web-unknown", []string{"x"}, time.Second); errors.Is(err, fault.NotFound) && m.launcherPID() != old {
 			return time.Since(began)
 		}
 		if time.Since(began) > 10*time.Second {

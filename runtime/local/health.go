@@ -182,9 +182,9 @@ func (h *Host) setDetail(i *inst, detail string) {
 	}
 }
 
-// Exec runs a command in a running instance, as its user and within its limits, and returns its exit code and the
-// beginning of what it wrote. It is for checks; what a person runs is recorded elsewhere and taints.
-func (h *Host) Exec(ctx context.Context, id instance.ID, args []string, timeout time.Duration) (code int, output string, err error) {
+// Check runs a command in a running instance, as its user and within its limits, and returns its exit code and the
+// beginning of what it wrote. It is for checks; for what a person runs there is Exec.
+func (h *Host) Check(ctx context.Context, id instance.ID, args []string, timeout time.Duration) (code int, output string, err error) {
 	if len(args) == 0 {
 		return 0, "", fault.Errorf(fault.Invalid, "running a command in instance %s: no command", id)
 	}

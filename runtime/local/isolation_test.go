@@ -203,7 +203,7 @@ func TestExecHealthAndRecovery(t *testing.T) {
 	}
 	m.get("web-a", "/write", url.Values{"path": {"/scratch/well"}})
 	m.until("web-a", "passing", passing)
-	code, out, err := m.host.Exec(t.Context(), "web-a", []string{"/bin/server", "exit", "7"}, 5*time.Second)
+	code, out, err := m.host.Check(t.Context(), "web-a", []string{"/bin/server", "exit", "7"}, 5*time.Second)
 	if code != 7 || !strings.Contains(out, "about to exit") || err != nil {
 		t.Errorf("exec: %d, %q, %v", code, out, err)
 	}

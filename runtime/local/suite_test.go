@@ -36,6 +36,12 @@ func TestHost(t *testing.T) {
 				m.open()
 				return m.host
 			},
+			Args: func(c runtimetest.Command) []string {
+				if c == runtimetest.Cat {
+					return []string{"/bin/server", "cat"}
+				}
+				return []string{"/bin/server", "exit", "5"}
+			},
 			Kill: func(o instance.Observation) {
 				if err := unix.Kill(o.PID, unix.SIGKILL); err != nil {
 					t.Error(err)

@@ -173,6 +173,12 @@ func TestFake(t *testing.T) {
 				return s
 			},
 			Reopen: func() runtime.Host { return f },
+			Args: func(c runtimetest.Command) []string {
+				if c == runtimetest.Cat {
+					return []string{"cat"}
+				}
+				return []string{"exit", "5"}
+			},
 			Kill: func(o instance.Observation) {
 				if err := f.Kill(o.Identity.ID); err != nil {
 					t.Error(err)

@@ -2,8 +2,10 @@ package runtimetest
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 	"sync"
@@ -29,11 +31,21 @@ const (
 	Stubborn   Program = "stubborn"    // passes its checks, and ignores the stop signal
 )
 
+// Command is what is run in an instance.
+type Command string
+
+// The commands.
+const (
+	ExitFive Command = "exit five" // ends at once with code 5
+	Cat      Command = "cat"       // writes what it reads, until that ends
+)
+
 // Harness is a host under test.
 type Harness struct {
 	Host   runtime.Host
 	Spec   func(id string, p Program) runtime.Spec // one that the host can run; its stop timeout is short
 	Reopen func() runtime.Host                     // as after a restart of the server: another Host over the same instances
+	Args   func(c Command) []string                // of a command that an instance of Serve can run beside its own
 	Kill   func(instance.Observation)              // kills the instance's process behind the host's back
 }
 
@@ -52,6 +64,8 @@ func Suite(t *testing.T, fresh func(*testing.T) Harness) {
 		{"AKilledInstanceIsReported", testKilled},
 		{"InstancesSurviveAReopenedHost", testReopen},
 		{"ListIsSortedUnderConcurrency", testConcurrency},
+		{"ACommandRunsBesideTheInstance", testExec},
+		{"ACommandEndsWithItsCallerAndItsInstance", testExecEnds},
 		{"AnInstanceIsMeasuredAsItRuns", testMeasure},
 		{"LogsAreReadToTheirTailAndAfterRemoval", testLogs},
 		{"VolumesAreDestroyedOnlyWhenUnused", testVolumes},
@@ -303,6 +317,79 @@ func testConcurrency(t *testing.T, s *suite) {
 	wg.Wait()
 	if list, _ := s.Host.List(t.Context()); len(list) != 0 {
 		t.Errorf("left: %+v", list)
+	}
+}
+
+func testExec(t *testing.T, s *suite) {
+	s.start(s.Spec("web-exec", Serve))
+	before := s.until("web-exec", "passing", isPassing)
+	var out bytes.Buffer
+	code, err := s.Host.Exec(t.Context(), "web-exec", runtime.Session{Args: s.Args(Cat), Stdin: strings.NewReader("one\ntwo\n"), Stdout: &out})
+	if code != 0 || err != nil || out.String() != "one\ntwo\n" {
+		t.Errorf("cat: code %d, %v, output %q", code, err, out.String())
+	}
+	if code, err := s.Host.Exec(t.Context(), "web-exec", runtime.Session{Args: s.Args(ExitFive), Stdout: &out}); code != 5 || err != nil {
+		t.Errorf("code %d, %v; want 5", code, err)
+	}
+	if o := s.see("web-exec"); o.PID != before.PID || o.Health != instance.Passing || len(o.Foreign) > 0 {
+		t.Errorf("the instance is %+v now, was %+v", o, before)
+	}
+	s.must(s.Host.Create(t.Context(), s.Spec("web-waits", Serve)))
+	for name, c := range map[string]struct {
+		id   instance.ID
+		args []string
+		kind fault.Kind
+	}{
+		"unknown instance": {"web-unknown", s.Args(ExitFive), fault.NotFound},
+		"not started":      {"web-waits", s.Args(ExitFive), fault.Conflict},
+		"no command":       {"web-exec", nil, fault.Invalid},
+		"absent program":   {"web-exec", []string{"no-such-program"}, fault.Invalid},
+		"absent path":      {"web-exec", []string{"/no/such/program"}, fault.Invalid},
+	} {
+		if _, err := s.Host.Exec(t.Context(), c.id, runtime.Session{Args: c.args}); !errors.Is(err, c.kind) {
+			t.Errorf("%s: %v, want one that is %s", name, err, c.kind)
+		}
+	}
+}
+
+// running is a Cat that has begun: it has repeated what it was told.
+func (s *suite) running(ctx context.Context, id instance.ID) (ended chan error) {
+	s.Helper()
+	in, typed := io.Pipe()
+	shown, out := io.Pipe()
+	s.Cleanup(func() { typed.Close(); out.Close() })
+	ended = make(chan error, 1)
+	go func() {
+		_, err := s.Host.Exec(ctx, id, runtime.Session{Args: s.Args(Cat), Stdin: in, Stdout: out})
+		ended <- err
+		out.Close()
+	}()
+	fmt.Fprintln(typed, "hello")
+	b := make([]byte, 6)
+	if _, err := io.ReadFull(shown, b); err != nil || string(b) != "hello\n" {
+		s.Fatalf("read %q, %v", b, err)
+	}
+	return ended
+}
+
+func testExecEnds(t *testing.T, s *suite) {
+	s.start(s.Spec("web-ends", Serve))
+	s.until("web-ends", "passing", isPassing)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := s.running(ctx, "web-ends")
+	cancel()
+	within(t, ended, "its caller")
+	ended = s.running(t.Context(), "web-ends")
+	s.must(s.Host.Stop(t.Context(), "web-ends"))
+	within(t, ended, "its instance")
+}
+
+func within(t *testing.T, ended chan error, what string) {
+	t.Helper()
+	select {
+	case <-ended:
+	case <-time.After(10 * time.Second):
+		t.Errorf("a command outlives %s", what)
 	}
 }
 

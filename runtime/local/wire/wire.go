@@ -35,25 +35,27 @@ type Op string
 
 // The operations, with the fields of Request that they read.
 const (
-	OpHello  Op = "hello"  // who answers: Response.Hello
-	OpCreate Op = "create" // ID, Create: a process that waits. Conflict when the ID exists
-	OpStart  Op = "start"  // ID: the process becomes the component's
-	OpSignal Op = "signal" // ID, Signal: to the first process; SIGKILL to all
-	OpRemove Op = "remove" // ID: kill, and forget
-	OpList   Op = "list"   // Response.Instances: all
-	OpExec   Op = "exec"   // ID, Exec: run a command in the instance and wait for it
-	OpWatch  Op = "watch"  // see the package comment
-	OpQuit   Op = "quit"   // the launcher ends; instances run on
+	OpHello   Op = "hello"   // who answers: Response.Hello
+	OpCreate  Op = "create"  // ID, Create: a process that waits. Conflict when the ID exists
+	OpStart   Op = "start"   // ID: the process becomes the component's
+	OpSignal  Op = "signal"  // ID, Signal: to the first process; SIGKILL to all
+	OpRemove  Op = "remove"  // ID: kill, and forget
+	OpList    Op = "list"    // Response.Instances: all
+	OpExec    Op = "exec"    // ID, Exec: run a command in the instance and wait for it
+	OpWatch   Op = "watch"   // see the package comment
+	OpSession Op = "session" // ID, Session: run a command with its input and output on this connection; see FrameKind
+	OpQuit    Op = "quit"    // the launcher ends; instances run on
 )
 
 // Request asks the launcher for one thing.
 type Request struct {
-	Version int     `json:"v"`
-	Op      Op      `json:"op"`
-	ID      string  `json:"id,omitempty"`
-	Create  *Create `json:"create,omitempty"`
-	Signal  int     `json:"signal,omitempty"`
-	Exec    *Exec   `json:"exec,omitempty"`
+	Version int      `json:"v"`
+	Op      Op       `json:"op"`
+	ID      string   `json:"id,omitempty"`
+	Create  *Create  `json:"create,omitempty"`
+	Signal  int      `json:"signal,omitempty"`
+	Exec    *Exec    `json:"exec,omitempty"`
+	Session *Session `json:"session,omitempty"`
 }
 
 // Create says what to make. The instance's directory (with its FIFOs "stdout" and "stderr") exists already.
@@ -75,6 +77,15 @@ type Log struct {
 type Exec struct {
 	Args    []string      `json:"args"`
 	Timeout time.Duration `json:"timeout"`
+}
+
+// Session is a command that somebody talks to, run in an instance as the instance's user. It ends with the connection.
+type Session struct {
+	Args []string `json:"args"`
+	Env  []string `json:"env,omitempty"` // beside the instance's
+	TTY  bool     `json:"tty,omitempty"` // on a terminal of its own
+	Rows uint16   `json:"rows,omitempty"`
+	Cols uint16   `json:"cols,omitempty"`
 }
 
 // Response answers one request.

@@ -9,8 +9,10 @@
 package main
 
 import (
+	"bufio"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -18,6 +20,8 @@ import (
 	"strconv"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func main() {
@@ -50,11 +54,51 @@ func main() {
 			fmt.Println(n, arg(3))
 		}
 		time.Sleep(time.Hour)
+	case "cat":
+		io.Copy(os.Stdout, os.Stdin)
+	case "stall": // reads nothing, and says so
+		fmt.Println("stalling")
+		time.Sleep(time.Hour)
+	case "terminal":
+		terminal()
+	case "status": // what the kernel says of this process
+		for _, file := range arg2(os.Args) {
+			b, err := os.ReadFile("/proc/self/" + file)
+			fmt.Println(string(b), err)
+		}
 	case "check": // for exec health checks: does the file exist?
 		if _, err := os.Stat(arg(2)); err != nil {
 			fmt.Println(err)
 			os.Exit(1)
 		}
+	}
+}
+
+func arg2(args []string) []string { return args[min(2, len(args)):] }
+
+// terminal tells the size of its terminal, now and whenever it changes, and repeats what is typed; "exit" ends it.
+func terminal() {
+	resized := make(chan os.Signal, 1)
+	signal.Notify(resized, syscall.SIGWINCH)
+	size := func() {
+		w, err := unix.IoctlGetWinsize(0, unix.TIOCGWINSZ)
+		if err != nil {
+			fmt.Println("no terminal:", err)
+			os.Exit(1)
+		}
+		fmt.Printf("size %d %d %s\n", w.Row, w.Col, os.Getenv("TERM"))
+	}
+	size()
+	go func() {
+		for range resized {
+			size()
+		}
+	}()
+	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
+		if lines.Text() == "exit" {
+			os.Exit(4)
+		}
+		fmt.Println("read", lines.Text())
 	}
 }
 
