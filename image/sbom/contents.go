@@ -51,14 +51,16 @@ func look(ctx context.Context, root fs.FS) (contents, error) {
 	return c, c.walk(ctx, root)
 }
 
-// read returns a file of the root, or nil without one. What is too big or no regular file is missed.
+// read returns a file of the root, or nil without one. What is too big, no regular file or behind something that is no directory is
+// missed: a foreign image may have anything there.
 func (c *contents) read(root fs.FS, name string, limit int64) ([]byte, error) {
 	f, err := root.Open(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("reading /%s: %w", name, err)
+		c.miss("/%s: it can't be opened", name)
+		return nil, nil
 	}
 	defer f.Close()
 	fi, err := f.Stat()
@@ -100,7 +102,7 @@ func (c *contents) lookDebs(root fs.FS) error {
 	c.debs = parseStatus(string(b))
 	entries, err := fs.ReadDir(root, "var/lib/dpkg/status.d")
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("reading /var/lib/dpkg/status.d: %w", err)
+		c.miss("/var/lib/dpkg/status.d: it can't be opened")
 	}
 	for _, e := range entries {
 		if !e.Type().IsRegular() || strings.HasSuffix(e.Name(), ".md5sums") {

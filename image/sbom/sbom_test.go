@@ -43,7 +43,7 @@ var goApp = map[string]string{
 }
 
 // newApp writes the files of an app, whose go.sum is taken from this module's.
-func newApp(t *testing.T) string {
+func newApp(t testing.TB) string {
 	t.Helper()
 	dir := t.TempDir()
 	sums, err := os.ReadFile("../../go.sum")
@@ -347,6 +347,12 @@ func TestForeignImageIsReadFromItsDatabases(t *testing.T) {
 	}
 }
 
+func TestForeignImageMayHaveAnythingWhereDatabasesAre(t *testing.T) {
+	req := foreign(t, map[string]string{"var/lib/dpkg": "a file", "lib/apk": "a file", "usr/lib/os-release/x": "a file in a directory"})
+	img := baked(t, req).Images["cache"]
+	valid(t, attached(t, req.Store, img.Manifest, sbom.TypeSBOM))
+}
+
 // serverKey makes a ledger's key and returns what the server signs with, and its public key as an auditor reads it.
 func serverKey(t *testing.T) (sbom.Signer, ed25519.PublicKey) {
 	t.Helper()
@@ -526,4 +532,39 @@ func TestEnvelopeIsSignedAsDSSESays(t *testing.T) {
 	if !ed25519.Verify(public, []byte("DSSEv1 28 application/vnd.in-toto+json 2 {}"), e.Signatures[0].Sig) {
 		t.Error("the signature is not one of the pre-authentication encoding")
 	}
+}
+
+// An unchanged apply asks for what is there already.
+func BenchmarkKnownImage(b *testing.B) {
+	m, build := benchmarkBuild(b)
+	for b.Loop() {
+		if err := m.Attach(b.Context(), build); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkNewImage(b *testing.B) {
+	m, build := benchmarkBuild(b)
+	for i := 0; b.Loop(); i++ {
+		build.Image.Name = spec.ImageName("web" + strings.Repeat("x", i))
+		if err := m.Attach(b.Context(), build); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func benchmarkBuild(b *testing.B) (sbom.Maker, sbom.Build) {
+	b.Helper()
+	data := b.TempDir()
+	store, err := registry.Open(filepath.Join(data, "blobs"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	req := bake.Request{Dir: newApp(b), Images: []spec.Image{goWeb}, Store: store, Roots: filepath.Join(data, "roots")}
+	r, err := bake.Bake(b.Context(), req)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return sbom.Maker{Store: store, Roots: req.Roots}, sbom.Build{Image: goWeb, Resolved: r.Images["web"]}
 }
