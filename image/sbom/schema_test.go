@@ -61,6 +61,9 @@ func valid(t *testing.T, doc []byte) cdx.BOM {
 	if err := dec.Decode(&bom); err != nil {
 		t.Fatal(err)
 	}
+	if bom.Components == nil {
+		bom.Components = &[]cdx.Component{}
+	}
 	known := map[string]bool{bom.Metadata.Component.BOMRef: true}
 	for _, c := range *bom.Components {
 		if known[c.BOMRef] {
@@ -69,8 +72,14 @@ func valid(t *testing.T, doc []byte) cdx.BOM {
 		known[c.BOMRef] = true
 	}
 	refs := []string{}
+	if bom.Dependencies == nil {
+		bom.Dependencies = &[]cdx.Dependency{}
+	}
 	for _, d := range *bom.Dependencies {
-		refs = append(append(refs, d.Ref), *d.Dependencies...)
+		refs = append(refs, d.Ref)
+		if d.Dependencies != nil {
+			refs = append(refs, *d.Dependencies...)
+		}
 	}
 	for _, c := range *bom.Compositions {
 		for _, list := range []*[]cdx.BOMReference{c.Assemblies, c.Dependencies} {
