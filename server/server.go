@@ -130,7 +130,9 @@ func owner() string {
 }
 
 func (s *Server) openHost(ctx context.Context) (err error) {
-	s.host, err = local.Open(ctx, local.Config{Dir: s.data.dir, Launcher: s.config.Launcher, Log: s.log})
+	s.host, err = local.Open(ctx, local.Config{
+		Dir: s.data.dir, Launcher: s.config.Launcher, Log: s.log, Companions: s.gatewayConfig().PIDs,
+	})
 	if err != nil {
 		return err
 	}

@@ -71,6 +71,17 @@ func (p *Proxy) listenControl() (*control, error) {
 // socketOf returns the path of a process's own socket.
 func socketOf(c Config, pid int) string { return c.controlPath() + "." + strconv.Itoa(pid) }
 
+// PIDs returns the processes of this gateway: the one that serves, its spare, and those that still drain.
+func (c Config) PIDs() []int {
+	var pids []int
+	for _, path := range ownSockets(c.controlPath()) {
+		if pid, err := strconv.Atoi(path[strings.LastIndexByte(path, '.')+1:]); err == nil {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
 func ownSockets(link string) []string {
 	found, _ := filepath.Glob(link + ".[0-9]*") // the pattern is well-formed
 	return slices.DeleteFunc(found, func(path string) bool { return strings.HasSuffix(path, ".link") })

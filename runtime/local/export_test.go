@@ -13,3 +13,9 @@ func (h *Host) Restrict(less func(*Features)) {
 	less(&h.features)
 	h.roots.features, h.trees.features = h.features, h.features
 }
+
+// Scanner returns what one look for foreign processes is.
+func (h *Host) Scanner() func() {
+	s := newScanner(h)
+	return func() { s.scan() }
+}

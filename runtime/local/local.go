@@ -66,6 +66,9 @@ type Config struct {
 	KeepLogsFor  time.Duration // and for how long; 0 is 14 days
 	Pool         int           // network namespaces made ahead; 0 is 4
 
+	// Companions tells the processes of invar's own that enter networks of instances: the gateway. They are not foreign. nil: none.
+	Companions func() []int
+
 	WithoutUserNamespaces bool // runs instances without them even where they work
 }
 
@@ -121,6 +124,7 @@ func Open(ctx context.Context, config Config) (_ *Host, err error) {
 	first := make(chan error, 1)
 	h.loops.Go(func() { h.keepLauncher(h.closing, first) })
 	h.loops.Go(func() { h.nets.fill(h.closing) })
+	h.loops.Go(func() { h.watchForeign(h.closing) })
 	select {
 	case err := <-first:
 		return h, err
@@ -227,6 +231,13 @@ func isMountPoint(path string) (bool, error) {
 		return false, fmt.Errorf("examining %s: %w", path, err)
 	}
 	return st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0, nil
+}
+
+func (h *Host) companions() []int {
+	if h.config.Companions == nil {
+		return nil
+	}
+	return h.config.Companions()
 }
 
 // Features returns what this machine can do.

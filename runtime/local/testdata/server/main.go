@@ -17,6 +17,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"runtime"
 	"strconv"
 	"syscall"
 	"time"
@@ -59,6 +60,8 @@ func main() {
 	case "stall": // reads nothing, and says so
 		fmt.Println("stalling")
 		time.Sleep(time.Hour)
+	case "join": // on the host: one thread joins a network namespace
+		join(arg(2))
 	case "terminal":
 		terminal()
 	case "status": // what the kernel says of this process
@@ -72,6 +75,29 @@ func main() {
 			os.Exit(1)
 		}
 	}
+}
+
+func join(path string) {
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() { // not the first thread, which /proc/PID/ns shows
+			go func() { runtime.LockOSThread(); done <- enter(path); select {} }()
+			select {}
+		}
+		done <- enter(path)
+		select {}
+	}()
+	fmt.Println("joined", <-done)
+	time.Sleep(time.Hour)
+}
+
+func enter(path string) error {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	return unix.Setns(fd, unix.CLONE_NEWNET)
 }
 
 func arg2(args []string) []string { return args[min(2, len(args)):] }

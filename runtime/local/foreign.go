@@ -1,0 +1,368 @@
+package local
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/invarhq/invar/instance"
+)
+
+// A process is foreign to an instance when it is in one of the instance's own namespaces or in its cgroup, and is not the instance's. The
+// instance's are its first process and what descends from it inside its cgroup, and what the launcher started there: sessions,
+// checks, and libcontainer's own helpers. Of ours, the server, the gateway and the launcher have threads that enter namespaces for a moment;
+// they are known by their PIDs, and by nothing that another process could imitate.
+//
+// It is found by reading /proc every scanEvery. What comes and goes between two scans is not seen.
+const scanEvery = time.Second
+
+// maxCommand is how much of a foreign process's arguments is kept.
+const maxCommand = 256
+
+// kinds are the namespaces that are compared, as /proc/PID/ns names them. The last is a process's that joined a PID namespace and has
+// not forked yet.
+var nsKinds = []string{"net", "mnt", "pid", "ipc", "uts", "user", "cgroup", "pid_for_children"}
+
+// threadKinds are those that a thread can have for itself, and that /proc/PID/ns (which tells of the first thread) does not show.
+var threadKinds = []string{"net", "mnt", "ipc", "uts", "cgroup", "pid_for_children"}
+
+// proc is a process as /proc/PID/stat tells it.
+type proc struct {
+	pid, parent int
+	start       uint64 // in clock ticks since the machine's start
+	threads     int
+	kernel      bool
+}
+
+// scanner finds foreign processes.
+type scanner struct {
+	host *Host
+	own  map[string]bool // links of the namespaces that this process is in, by "kind:link"
+	self int
+	boot time.Time
+
+	settled map[procKey]instance.ID // processes that were found to be an instance's: they can't leave its namespaces
+}
+
+type procKey struct {
+	pid   int
+	start uint64
+}
+
+// target is a running instance.
+type target struct {
+	id      instance.ID
+	first   int    // its first process
+	cgroup  []byte // that one's /proc/PID/cgroup
+	sandbox bool   // of a runtime with helpers of its own
+}
+
+func newScanner(h *Host) *scanner {
+	s := &scanner{host: h, own: map[string]bool{}, self: os.Getpid(), boot: bootTime(), settled: map[procKey]instance.ID{}}
+	for _, kind := range nsKinds {
+		s.own[nsKey(s.self, "", kind)] = true
+	}
+	return s
+}
+
+// watchForeign scans until ctx ends.
+func (h *Host) watchForeign(ctx context.Context) {
+	s := newScanner(h)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(scanEvery):
+		}
+		for id, found := range s.scan() {
+			h.addForeign(id, found)
+		}
+	}
+}
+
+// addForeign keeps what was found of an instance.
+func (h *Host) addForeign(id instance.ID, found []instance.Foreign) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	i, ok := h.instances[id]
+	if !ok || i.seen.State != instance.Running {
+		return
+	}
+	for _, f := range found {
+		known := slices.ContainsFunc(i.seen.Foreign, func(k instance.Foreign) bool { return k.PID == f.PID && k.StartedAt.Equal(f.StartedAt) })
+		if known || len(i.seen.Foreign) >= maxForeign {
+			continue
+		}
+		h.log.Warn("a foreign process is in an instance", "instance", id, "pid", f.PID, "command", f.Command, "uid", f.UID)
+		i.seen.Foreign = append(slices.Clip(i.seen.Foreign), f) // who has listed it keeps what it has
+		h.note()
+	}
+}
+
+// maxForeign is how many are kept of one instance, which is to be replaced after the first.
+const maxForeign = 64
+
+// targets returns the running instances, and which of them has each namespace and cgroup.
+func (s *scanner) targets() (list []target, byNamespace map[string]int, byCgroup map[string]int) {
+	s.host.mu.Lock()
+	for id, i := range s.host.instances {
+		if i.seen.State == instance.Running && i.seen.PID > 0 {
+			list = append(list, target{id: id, first: i.seen.PID, sandbox: i.spec.Isolation != ""})
+		}
+	}
+	s.host.mu.Unlock()
+	byNamespace, byCgroup = map[string]int{}, map[string]int{}
+	for n := range list {
+		t := &list[n]
+		t.cgroup, _ = os.ReadFile(filepath.Join("/proc", strconv.Itoa(t.first), "cgroup"))
+		if !bytes.Contains(t.cgroup, []byte(s.host.cgroupParent()+"/"+string(t.id))) {
+			continue // it ends, and its PID may be another's by now
+		}
+		byCgroup[s.host.cgroupParent()+"/"+string(t.id)] = n
+		for _, kind := range nsKinds {
+			if key := nsKey(t.first, "", kind); key != "" && !s.own[key] {
+				byNamespace[key] = n
+			}
+		}
+	}
+	return list, byNamespace, byCgroup
+}
+
+// scan looks at every process once.
+func (s *scanner) scan() map[instance.ID][]instance.Foreign {
+	list, byNamespace, byCgroup := s.targets()
+	if len(list) == 0 {
+		return nil
+	}
+	procs := processes()
+	found := map[instance.ID][]instance.Foreign{}
+	settled := make(map[procKey]instance.ID, len(s.settled))
+	ours := s.ours(procs)
+	for _, p := range procs {
+		key := procKey{p.pid, p.start}
+		if p.kernel || ours[p.pid] {
+			continue
+		}
+		if id, ok := s.settled[key]; ok {
+			settled[key] = id
+			continue
+		}
+		at := s.whereIs(p, byNamespace, byCgroup)
+		for n, place := range at {
+			if s.belongs(p, procs, list[n], place) {
+				if p.pid == list[n].first || len(place.Namespaces) >= len(nsKinds)-2 && place.Cgroup { // inside for good: it has no rights to leave
+					settled[key] = list[n].id
+				}
+				continue
+			}
+			found[list[n].id] = append(found[list[n].id], s.measure(p, place))
+		}
+	}
+	s.settled = settled
+	return found
+}
+
+// ours returns the processes of invar itself: the server with its gateway, and the launcher.
+func (s *scanner) ours(procs map[int]proc) map[int]bool {
+	ours := map[int]bool{s.self: true, int(s.host.launcherPID.Load()): true}
+	for _, pid := range s.host.companions() {
+		ours[pid] = true
+	}
+	for _, p := range procs { // what this server starts: the gateway, before it says so
+		if p.parent == s.self && sameProgram(p.pid) {
+			ours[p.pid] = true
+		}
+	}
+	return ours
+}
+
+// sameProgram reports whether a process runs the same file as this one.
+func sameProgram(pid int) bool {
+	var own, other unix.Stat_t
+	return unix.Stat("/proc/self/exe", &own) == nil && unix.Stat("/proc/"+strconv.Itoa(pid)+"/exe", &other) == nil &&
+		own.Dev == other.Dev && own.Ino == other.Ino
+}
+
+// whereIs returns the instances that the process or one of its threads is in, by index.
+func (s *scanner) whereIs(p proc, byNamespace, byCgroup map[string]int) map[int]instance.Foreign {
+	var at map[int]instance.Foreign
+	note := func(n int, change func(*instance.Foreign)) {
+		if at == nil {
+			at = map[int]instance.Foreign{}
+		}
+		place := at[n]
+		change(&place)
+		at[n] = place
+	}
+	look := func(thread string, kinds []string) {
+		for _, kind := range kinds {
+			n, ok := byNamespace[nsKey(p.pid, thread, kind)]
+			if !ok {
+				continue
+			}
+			note(n, func(f *instance.Foreign) {
+				if !slices.Contains(f.Namespaces, kind) {
+					f.Namespaces = append(f.Namespaces, kind)
+				}
+				if thread != "" && f.TID == 0 && len(f.Namespaces) == 1 {
+					f.TID, _ = strconv.Atoi(thread)
+				}
+			})
+		}
+	}
+	look("", nsKinds)
+	if p.threads > 1 {
+		tasks, _ := os.ReadDir(filepath.Join("/proc", strconv.Itoa(p.pid), "task"))
+		for _, task := range tasks {
+			if task.Name() != strconv.Itoa(p.pid) {
+				look(task.Name(), threadKinds)
+			}
+		}
+	}
+	groups, _ := os.ReadFile(filepath.Join("/proc", strconv.Itoa(p.pid), "cgroup"))
+	if !bytes.Contains(groups, []byte(s.host.cgroupParent()+"/")) {
+		return at
+	}
+	for line := range strings.Lines(string(groups)) {
+		fields := strings.SplitN(strings.TrimSpace(line), ":", 3)
+		if n, ok := byCgroup[fields[len(fields)-1]]; ok {
+			note(n, func(f *instance.Foreign) { f.Cgroup = true })
+		}
+	}
+	return at
+}
+
+// belongs reports whether the process is the instance's.
+func (s *scanner) belongs(p proc, procs map[int]proc, t target, place instance.Foreign) bool {
+	if p.pid == t.first {
+		return true
+	}
+	groups, _ := os.ReadFile(filepath.Join("/proc", strconv.Itoa(p.pid), "cgroup"))
+	inside := bytes.Equal(groups, t.cgroup)
+	if t.sandbox && inside {
+		return true // the runtime's helpers
+	}
+	launcher := int(s.host.launcherPID.Load())
+	for at, steps := p, 0; steps < 1000; steps++ {
+		switch at.parent {
+		case launcher:
+			return true
+		case t.first:
+			return inside
+		}
+		next, ok := procs[at.parent]
+		if !ok || next.pid <= 1 {
+			break
+		}
+		at = next
+	}
+	return inside && s.orphaned(p, procs, launcher)
+}
+
+// orphaned reports whether an earlier launcher may have started the process: it lost its parent, and is older than this launcher.
+func (s *scanner) orphaned(p proc, procs map[int]proc, launcher int) bool {
+	l, ok := procs[launcher]
+	return ok && p.start < l.start && p.parent <= 1
+}
+
+// measure takes down what can be told of a foreign process now: it may be gone in a moment.
+func (s *scanner) measure(p proc, place instance.Foreign) instance.Foreign {
+	place.PID, place.Parent, place.FoundAt = p.pid, p.parent, time.Now().UTC().Truncate(time.Millisecond)
+	place.StartedAt = s.boot.Add(time.Duration(p.start) * time.Second / userHertz).UTC().Truncate(10 * time.Millisecond)
+	dir := filepath.Join("/proc", strconv.Itoa(p.pid))
+	place.Program, _ = os.Readlink(filepath.Join(dir, "exe"))
+	place.Command = commandOf(dir)
+	var st unix.Stat_t
+	if unix.Stat(dir, &st) == nil {
+		place.UID = int(st.Uid)
+	}
+	place.Program = place.Program[:min(len(place.Program), maxCommand)]
+	return place
+}
+
+func commandOf(dir string) string {
+	b, _ := os.ReadFile(filepath.Join(dir, "cmdline"))
+	text := strings.Join(strings.FieldsFunc(string(b), func(r rune) bool { return r == 0 }), " ")
+	if text == "" {
+		b, _ = os.ReadFile(filepath.Join(dir, "comm"))
+		text = strings.TrimSpace(string(b))
+	}
+	text = strings.ToValidUTF8(text, "?")
+	if len(text) > maxCommand {
+		text = strings.ToValidUTF8(text[:maxCommand], "") + "…"
+	}
+	return text
+}
+
+// userHertz is the unit of times in /proc on every Linux of ours.
+const userHertz = 100
+
+func bootTime() time.Time {
+	var now unix.Timespec
+	if unix.ClockGettime(unix.CLOCK_BOOTTIME, &now) != nil {
+		return time.Time{}
+	}
+	// Rounded, so that a process's start is the same time whenever it is told.
+	return time.Now().Add(-time.Duration(now.Nano())).Round(10 * time.Millisecond)
+}
+
+// nsKey names the namespace that a process or thread is in, "" when it is gone.
+func nsKey(pid int, thread, kind string) string {
+	path := "/proc/" + strconv.Itoa(pid)
+	if thread != "" {
+		path += "/task/" + thread
+	}
+	link, err := os.Readlink(path + "/ns/" + kind)
+	if err != nil {
+		return ""
+	}
+	return link // "net:[4026531840]"; pid_for_children's has the kind pid, as it should
+}
+
+// processes reads all that there are.
+func processes() map[int]proc {
+	dir, err := os.Open("/proc")
+	if err != nil {
+		return nil
+	}
+	defer dir.Close()
+	names, _ := dir.Readdirnames(-1)
+	all := make(map[int]proc, len(names))
+	for _, name := range names {
+		pid, err := strconv.Atoi(name)
+		if err != nil {
+			continue
+		}
+		if p, err := readProc(pid); err == nil {
+			all[pid] = p
+		}
+	}
+	return all
+}
+
+const kernelThread = 0x00200000 // PF_KTHREAD
+
+func readProc(pid int) (proc, error) {
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		return proc{}, err
+	}
+	f := bytes.Fields(b[bytes.LastIndexByte(b, ')')+1:]) // the name before it may hold anything
+	if len(f) < 20 {
+		return proc{}, errors.New("a short stat")
+	}
+	p := proc{pid: pid}
+	var flags uint64
+	_, err = fmt.Sscan(string(bytes.Join([][]byte{f[1], f[6], f[17], f[19]}, []byte(" "))), &p.parent, &flags, &p.threads, &p.start)
+	p.kernel = flags&kernelThread != 0
+	return p, err
+}
