@@ -107,7 +107,7 @@ func (s *Server) openLedger(ctx context.Context) (err error) {
 	}
 	e := &evaluator{s.content, roots, sbom.Signer{Name: s.data.key.origin(), Key: s.data.key.private}}
 	s.control, err = control.Open(ctx, control.Config{
-		Store: s.data.store, Blobs: blobs{s.content, roots}, Attached: blobs{s.content, roots}.attached, Evaluate: e.evaluate,
+		Store: s.data.store, Blobs: blobs{s.content, roots}, Attached: blobs{s.content, roots}.attached, Evaluate: e.evaluate, Images: e.images,
 		Origin: s.data.key.origin(), Signer: s.data.key.signer, Verifier: s.data.key.verifier, VKey: s.data.key.vkey,
 		Version: s.config.Version, Init: empty, Log: s.log, User: owner(),
 	})
