@@ -16,7 +16,7 @@ import (
 )
 
 // images is control.Images: what the sources say of a bundle's images, with what this server attested of their content.
-func (e *evaluator) images(_ context.Context, name digest.Digest, env spec.EnvName) (map[spec.ImageName]policy.Image, error) {
+func (e *evaluator) images(ctx context.Context, name digest.Digest, env spec.EnvName) (map[spec.ImageName]policy.Image, error) {
 	bundle, m, err := e.bundle(name)
 	if err != nil {
 		return nil, fmt.Errorf("reading bundle %s: %w", name.Short(), err)
@@ -27,7 +27,7 @@ func (e *evaluator) images(_ context.Context, name digest.Digest, env spec.EnvNa
 	}
 	sboms := map[spec.ImageName]policy.SBOM{}
 	for image, r := range bundle.Images {
-		a, err := sbom.Find(e.store, r.Manifest, string(image), e.signer.Key.Public().(ed25519.PublicKey))
+		a, err := sbom.Find(ctx, e.store, r.Manifest, image, e.signer.Key.Public().(ed25519.PublicKey))
 		if fault.KindOf(err) == fault.NotFound {
 			continue // of an image that only others are built on
 		}
