@@ -5,6 +5,7 @@
 //
 //	data directory, ledger    nothing runs yet; a second server is refused
 //	witnesses                 what they cosigned is compared with the ledger: alarms, if it was cut back
+//	platform                  the first definition, when there is none: the next start makes it
 //	host                      finds the launcher and what runs; starts the launcher when there is none
 //	gateway                   finds the process that serves, or starts one with the last table
 //	loops                     go on with every rollout from what ledger and host say
@@ -82,7 +83,7 @@ type Server struct {
 func Run(ctx context.Context, config Config) (err error) {
 	s := &Server{config: config, log: config.Log, started: time.Now()}
 	defer func() { err = errors.Join(err, s.close()) }()
-	for _, step := range []func(context.Context) error{s.openLedger, s.openWitnesses, s.openHost, s.openGateway, s.openAPI} {
+	for _, step := range []func(context.Context) error{s.openLedger, s.foundPlatform, s.openWitnesses, s.openHost, s.openGateway, s.openAPI} {
 		if err := step(ctx); err != nil {
 			return err
 		}
@@ -114,10 +115,7 @@ func (s *Server) openLedger(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := s.data.begin(); err != nil {
-		return err
-	}
-	return s.foundPlatform(ctx)
+	return s.data.begin()
 }
 
 // owner is the name of the user that the server runs as, "" when it has none.
