@@ -75,6 +75,9 @@ const (
 	PathWitnesses    = "/v1/ledger/witnesses"
 	PathTokens       = "/v1/tokens"
 	PathToken        = "/v1/tokens/{id}"
+	PathLogin        = "/v1/login"
+	PathLoginSSH     = "/v1/login/ssh"
+	PathLoginSession = "/v1/login/ssh/session"
 
 	PathTiles    = "/ledger/"
 	PathRegistry = "/v2/"

@@ -135,4 +135,6 @@ type WhoAmI struct {
 	Environment string   `json:"environment,omitempty" doc:"Environment that the permissions are of; absent: those of the whole server."`
 	Permissions []string `json:"permissions" doc:"What may be done there."`
 	SSHKeys     []string `json:"ssh_keys" doc:"Public keys that signatures are taken from."`
+
+	ExpiresAt *time.Time `json:"expires_at,omitempty" doc:"When the credential ends that the caller showed; absent: it does not by itself."`
 }

@@ -212,8 +212,6 @@ type Plan struct {
 	Removes        int           `json:"removes" doc:"Things that are retired (-)."`
 	Unchanged      int           `json:"unchanged" doc:"Components that stay as they are."`
 	Steps          []int         `json:"steps" doc:"Percent of traffic, step by step, for what starts beside; the last is 100."`
-	Governed       bool          `json:"governed,omitempty" doc:"Whether applying it proposes a change that waits for approvals."`
-	Decisions      []Decision    `json:"decisions,omitempty" doc:"What the policies say of it now."`
 }
 
 // Actions of a Change.
@@ -376,6 +374,8 @@ type Entry struct {
 	Kind     string          `json:"kind" example:"instance.create" doc:"What happened."`
 	Time     time.Time       `json:"time" doc:"When, by the server's clock."`
 	Actor    string          `json:"actor" example:"local:alice" doc:"Who did it."`
+	Who      string          `json:"principal,omitempty" example:"alice" doc:"Who that is in the platform's definition."`
+	Auth     string          `json:"auth,omitempty" example:"token abc" doc:"Facts of the authentication: NAME=VALUE, separated by spaces."`
 	Env      string          `json:"env,omitempty" doc:"Environment that it belongs to."`
 	Subjects []Subject       `json:"subjects,omitempty" doc:"What it is about."`
 	Reason   string          `json:"reason,omitempty" doc:"Why."`

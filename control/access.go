@@ -19,11 +19,15 @@ type Caller struct {
 	Actor Actor
 	token *state.Token // when he came by one, which may be good for less than its principal may
 	owner bool         // the machine's owner, while no definition is in force
+	ends  time.Time    // when the credential does; zero: it does not by itself
 }
+
+// ExpiresAt returns when the caller has to prove anew who he is; zero when he need not.
+func (c Caller) ExpiresAt() time.Time { return c.ends }
 
 // Identify returns the caller that an identity is in the platform's definition in force. It fails with fault.Denied.
 func (s *Service) Identify(id identity.Identity) (Caller, error) {
-	by := Actor{Kind: state.ActorKind(id.Method), Name: id.Name}
+	by := Actor{Kind: state.ActorKind(id.Method), Name: id.Name, Auth: id.Evidence()}
 	rules, ok := s.State().Platform()
 	if !ok && id.Method == identity.Local && s.owns(id.Name) { // before the first definition: the server's own machine
 		return Caller{Actor: by, owner: true}, nil
@@ -34,7 +38,7 @@ func (s *Service) Identify(id identity.Identity) (Caller, error) {
 			"have an administrator add it: invar init --platform")
 	}
 	by.Principal = who
-	return Caller{Actor: by}, nil
+	return Caller{Actor: by, ends: id.ExpiresAt}, nil
 }
 
 func (s *Service) owns(user string) bool { return user == "root" || user == s.config.User }
@@ -51,13 +55,13 @@ func (s *Service) IdentifyToken(secret string) (Caller, error) {
 	by := Actor{Kind: state.ActorToken, Name: t.Name, Principal: t.Principal, Auth: "token " + string(t.ID)}
 	rules, ok := now.Platform()
 	if !ok {
-		return Caller{Actor: by, token: &t, owner: t.Principal == ""}, nil
+		return Caller{Actor: by, token: &t, owner: t.Principal == "", ends: t.ExpiresAt}, nil
 	}
 	if who, ok := rules.Principal(t.Principal); !ok || who.Disabled {
 		return Caller{}, fault.WithHint(fault.Errorf(fault.Denied, "the token is not valid any more: the platform's definition has no principal %q", t.Principal),
 			"make a new one: invar token create NAME")
 	}
-	return Caller{Actor: by, token: &t}, nil
+	return Caller{Actor: by, token: &t, ends: t.ExpiresAt}, nil
 }
 
 // Allows reports whether the caller has the permission in the environment now, "" for what belongs to none. The one
@@ -104,7 +108,9 @@ type repeated struct {
 // is over. An entry that can't be written is logged: the refusal stands.
 func (s *Service) Refused(ctx context.Context, by Actor, env spec.EnvName, d state.AccessDenied) {
 	at := s.config.Now()
-	key := refusal{by, env, d.Operation, d.Source}
+	same := by
+	same.Auth = "" // differs with each token of an OpenID provider
+	key := refusal{same, env, d.Operation, d.Source}
 	s.refusals.mu.Lock()
 	if s.refusals.seen == nil {
 		s.refusals.seen = map[refusal]*repeated{}

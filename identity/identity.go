@@ -5,6 +5,7 @@ package identity
 import (
 	"encoding/json"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -52,6 +53,54 @@ type Proof struct {
 	UserPresent  bool   // somebody touched it
 	UserVerified bool   // it made sure who: by PIN, fingerprint or the like
 	Counter      uint32 // of its signatures, where it counts
+}
+
+// Evidence returns the facts of how an identity was proven as one line, for the ledger: NAME=VALUE, separated by spaces. What is
+// unset is left out; values that somebody else chose are quoted where they could be misread, and cut off where they are long.
+//
+//	issuer=https://id.example.com kid=k1 alg=RS256 key=0vx7a… token=sha256:9f86… iat=2026-11-25T13:00:00Z amr=pwd,otp
+func (id Identity) Evidence() string {
+	var facts []string
+	add := func(name, value string) {
+		if value != "" {
+			facts = append(facts, name+"="+plain(value))
+		}
+	}
+	at := func(name string, t time.Time) {
+		if !t.IsZero() {
+			add(name, t.UTC().Format(time.RFC3339))
+		}
+	}
+	p := id.Proof
+	add("issuer", id.Issuer)
+	add("kid", p.KeyID)
+	add("alg", p.Algorithm)
+	add("key", p.KeyPrint)
+	add("token", string(p.Token))
+	at("iat", p.IssuedAt)
+	at("auth_time", p.AuthTime)
+	add("acr", p.ACR)
+	add("amr", strings.Join(p.AMR, ","))
+	if p.SecurityKey {
+		add("user_present", strconv.FormatBool(p.UserPresent))
+		add("user_verified", strconv.FormatBool(p.UserVerified))
+		add("counter", strconv.FormatUint(uint64(p.Counter), 10))
+	}
+	return strings.Join(facts, " ")
+}
+
+// maxFactBytes bounds a value in Evidence.
+const maxFactBytes = 200
+
+func plain(value string) string {
+	cut := strings.ToValidUTF8(value[:min(len(value), maxFactBytes)], "")
+	if cut != value {
+		cut += "…"
+	}
+	if strings.ContainsFunc(cut, func(r rune) bool { return r <= ' ' || r == '"' || !strconv.IsPrint(r) }) {
+		return strconv.Quote(cut)
+	}
+	return cut
 }
 
 // MatchClaims reports whether the claims satisfy the rule: each claim that it names must be there and have one of the

@@ -4,6 +4,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"pgregory.net/rapid"
 )
@@ -47,4 +48,24 @@ func TestGlobIsTheRegularExpression(t *testing.T) {
 			t.Fatalf("Glob(%q, %q) = %t, want %t", pattern, text, got, want)
 		}
 	})
+}
+
+func TestEvidenceIsOneLineThatNobodyElseCanShape(t *testing.T) {
+	at := time.Date(2026, 11, 25, 13, 0, 0, 0, time.UTC)
+	for want, id := range map[string]Identity{
+		"": {Method: Local, Name: "alice"},
+		"issuer=https://id.example.com kid=k1 alg=RS256 key=0vx7 token=sha256:00 iat=2026-11-25T13:00:00Z auth_time=2026-11-25T12:59:00Z acr=2 amr=pwd,otp": {
+			Method: OIDC, Issuer: "https://id.example.com",
+			Proof: Proof{KeyID: "k1", Algorithm: "RS256", KeyPrint: "0vx7", Token: "sha256:00", IssuedAt: at, AuthTime: at.Add(-time.Minute), ACR: "2", AMR: []string{"pwd", "otp"}},
+		},
+		"alg=sk-ssh-ed25519@openssh.com user_present=true user_verified=false counter=7": {
+			Method: SSH, Proof: Proof{Algorithm: "sk-ssh-ed25519@openssh.com", SecurityKey: true, UserPresent: true, Counter: 7},
+		},
+		`kid="k1 alg=none" acr="a\nb"`:                   {Proof: Proof{KeyID: "k1 alg=none", ACR: "a\nb"}},
+		"kid=" + strings.Repeat("k", maxFactBytes) + "…": {Proof: Proof{KeyID: strings.Repeat("k", 10000)}},
+	} {
+		if got := id.Evidence(); got != want {
+			t.Errorf("got  %s\nwant %s", got, want)
+		}
+	}
 }

@@ -5,7 +5,6 @@
 //
 //	data directory, ledger    nothing runs yet; a second server is refused
 //	witnesses                 what they cosigned is compared with the ledger: alarms, if it was cut back
-//	platform                  the first definition, when there is none: the next start makes it
 //	host                      finds the launcher and what runs; starts the launcher when there is none
 //	gateway                   finds the process that serves, or starts one with the last table
 //	loops                     go on with every rollout from what ledger and host say
@@ -36,6 +35,7 @@ import (
 	"github.com/invarhq/invar/control"
 	"github.com/invarhq/invar/fault"
 	"github.com/invarhq/invar/gateway/proxy"
+	"github.com/invarhq/invar/identity/oidc"
 	"github.com/invarhq/invar/image/registry"
 	"github.com/invarhq/invar/image/sbom"
 	"github.com/invarhq/invar/ledger/witness"
@@ -77,13 +77,14 @@ type Server struct {
 	loops   *reconcile.Reconciler
 	collect *collect.Collector
 	api     *handler.Handler
+	oidc    *oidc.Verifier
 }
 
 // Run serves until ctx ends. Instances and gateway run on.
 func Run(ctx context.Context, config Config) (err error) {
-	s := &Server{config: config, log: config.Log, started: time.Now()}
+	s := &Server{config: config, log: config.Log, started: time.Now(), oidc: oidc.NewVerifier(nil)}
 	defer func() { err = errors.Join(err, s.close()) }()
-	for _, step := range []func(context.Context) error{s.openLedger, s.foundPlatform, s.openWitnesses, s.openHost, s.openGateway, s.openAPI} {
+	for _, step := range []func(context.Context) error{s.openLedger, s.openWitnesses, s.openHost, s.openGateway, s.openAPI} {
 		if err := step(ctx); err != nil {
 			return err
 		}
@@ -108,14 +109,17 @@ func (s *Server) openLedger(ctx context.Context) (err error) {
 	}
 	e := &evaluator{s.content, roots, sbom.Signer{Name: s.data.key.origin(), Key: s.data.key.private}}
 	s.control, err = control.Open(ctx, control.Config{
-		Store: s.data.store, Blobs: blobs{s.content, roots}, Attached: blobs{s.content, roots}.attached, Evaluate: e.evaluate, Images: e.images,
+		Store: s.data.store, Blobs: blobs{s.content, roots}, Attached: blobs{s.content, roots}.attached, Evaluate: e.evaluate,
 		Origin: s.data.key.origin(), Signer: s.data.key.signer, Verifier: s.data.key.verifier, VKey: s.data.key.vkey,
 		Version: s.config.Version, Init: empty, Log: s.log, User: owner(),
 	})
 	if err != nil {
 		return err
 	}
-	return s.data.begin()
+	if err := s.data.begin(); err != nil {
+		return err
+	}
+	return s.foundPlatform(ctx)
 }
 
 // owner is the name of the user that the server runs as, "" when it has none.
@@ -158,7 +162,7 @@ func (s *Server) openAPI(ctx context.Context) (err error) {
 		Control: s.control, Host: s.host, Source: s.data.store, Verifier: s.data.key.verifier, VKey: s.data.key.vkey, Log: s.log,
 		Version: s.config.Version, DataFormat: DataFormat, StartedAt: s.started, Machine: s.machine(),
 		Cosigned: s.collect.Cosigned, Witnesses: s.witnesses,
-		Gateway: s.gateway.Status, Healthy: s.healthy, Registry: s.content.Handler(ctx),
+		Gateway: s.gateway.Status, Healthy: s.healthy, OIDC: s.identify, Registry: s.content.Handler(ctx),
 		Metrics: promhttp.HandlerFor(newRegistry(s.control.State, s.collect.Status), promhttp.HandlerOpts{}),
 	})
 	return err

@@ -38,6 +38,9 @@ const (
 type Options struct {
 	Token   string // for TCP; not needed on the unix socket
 	Version string // of this program, told to the server
+
+	// Credentials, if set, tells the token of each request in place of Token: one that is renewed meanwhile. "" is none.
+	Credentials func(context.Context) (string, error)
 }
 
 // Client is a connection to one server. Its methods may be called concurrently.
@@ -51,6 +54,10 @@ type Client struct {
 // New returns a client for the server at where: unix://PATH, http://HOST[:PORT] or https://HOST[:PORT].
 // It does not connect yet.
 func New(where string, opts Options) (*Client, error) {
+	credentials := opts.Credentials
+	if credentials == nil {
+		credentials = func(context.Context) (string, error) { return opts.Token, nil }
+	}
 	transport := &http.Transport{
 		Proxy:                 http.ProxyFromEnvironment,
 		DialContext:           (&net.Dialer{Timeout: dialTimeout}).DialContext,
@@ -69,7 +76,7 @@ func New(where string, opts Options) (*Client, error) {
 		base:    base,
 		version: opts.Version,
 		http: &http.Client{
-			Transport: &signed{next: transport, host: base.Host, token: opts.Token, version: opts.Version},
+			Transport: &signed{next: transport, host: base.Host, credentials: credentials, version: opts.Version},
 			CheckRedirect: func(*http.Request, []*http.Request) error {
 				return http.ErrUseLastResponse // the API never redirects; a token must not travel on
 			},
@@ -96,19 +103,34 @@ func baseOf(where string, transport *http.Transport) (*url.URL, error) {
 
 // signed adds to every request to its host who asks and in which version.
 type signed struct {
-	next                 http.RoundTripper
-	host, token, version string
+	next          http.RoundTripper
+	host, version string
+	credentials   func(context.Context) (string, error)
 }
 
 func (s *signed) RoundTrip(r *http.Request) (*http.Response, error) {
 	r = r.Clone(r.Context())
-	if s.token != "" && r.URL.Host == s.host && r.Header.Get("Authorization") == "" {
-		r.Header.Set("Authorization", "Bearer "+s.token)
+	if r.URL.Host == s.host && r.Header.Get("Authorization") == "" {
+		token, err := s.credentials(r.Context())
+		if err != nil {
+			if r.Body != nil {
+				r.Body.Close()
+			}
+			return nil, &credentialError{err}
+		}
+		if token != "" {
+			r.Header.Set("Authorization", "Bearer "+token)
+		}
 	}
 	r.Header.Set(api.HeaderVersion, s.version)
 	r.Header.Set(api.HeaderLevel, strconv.Itoa(api.Level))
 	return s.next.RoundTrip(r)
 }
+
+// credentialError is why there is no token to show.
+type credentialError struct{ error }
+
+func (e *credentialError) Unwrap() error { return e.error }
 
 // Base returns where the server's paths begin. Use it with Transport only: the host of a unix socket is made up.
 func (c *Client) Base() *url.URL { u := *c.base; return &u }
@@ -211,6 +233,9 @@ func (c *Client) check(resp *http.Response) error {
 func (c *Client) unreached(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
+	}
+	if e, ok := errors.AsType[*credentialError](err); ok {
+		return e.error
 	}
 	if ue, ok := errors.AsType[*url.Error](err); ok {
 		err = ue.Err // the URL of a socket is made up: don't show it

@@ -216,26 +216,10 @@ func (h *Handler) change(ctx context.Context, text string) (api.ChangeDetail, er
 		return api.ChangeDetail{}, fmt.Errorf("reading the plan of change %d: %w", n, err)
 	}
 	rules, _ := st.Platform()
-	verdicts, err := h.config.Control.Decisions(ctx, c)
-	if err != nil {
-		return api.ChangeDetail{}, err
-	}
 	return api.ChangeDetail{
 		ChangeSummary: summaryOfChange(c, rules), Log: st.Log().Origin, Request: string(c.ID), Entry: uint64(c.Entry), Bundle: c.Bundle,
-		Plan: planOf(planned), PlanJSON: json.RawMessage(raw), Decisions: each(verdicts, decisionOf),
+		Plan: planOf(planned), PlanJSON: json.RawMessage(raw), Decisions: []api.Decision{},
 	}, nil
-}
-
-func decisionOf(v control.Verdict) api.Decision {
-	out := api.Decision{Policy: v.Policy, Phase: v.Phase, Allowed: v.Decision.Allowed, Digest: v.Digest, Entry: uint64(v.Entry), Messages: []api.DecisionReason{}}
-	if v.Decision.Failure != nil {
-		out.Failure = v.Decision.Failure.Cause
-	}
-	for _, r := range v.Decision.Results {
-		out.Messages = append(out.Messages, api.DecisionReason{Kind: string(r.Kind), Rule: r.Rule, Subject: r.Subject, Message: r.Message,
-			Controls: r.Controls, Exempted: r.Exempted, Expired: r.Expired})
-	}
-	return out
 }
 
 func (h *Handler) revoke(ctx context.Context, ref, reason string) (api.Revoked, error) {
@@ -265,6 +249,9 @@ func (h *Handler) whoAmI(ctx context.Context, env spec.EnvName) api.WhoAmI {
 	rules, _ := h.config.Control.State().Platform()
 	out := api.WhoAmI{Principal: string(c.Actor.Principal), Method: string(c.Actor.Kind), Name: c.Actor.Name, Environment: string(env),
 		Groups: []string{}, Permissions: []string{}, SSHKeys: []string{}}
+	if ends := c.ExpiresAt(); !ends.IsZero() {
+		out.ExpiresAt = &ends
+	}
 	for _, g := range rules.GroupsOf(c.Actor.Principal) {
 		out.Groups = append(out.Groups, string(g))
 	}

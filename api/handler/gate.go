@@ -26,9 +26,12 @@ type need struct {
 // needs is the one table of who may do what over the API: New refuses an operation that it lacks. An operation that needs
 // platform.None shows or changes only what its caller may see or owns, which it says itself with sees.
 var needs = map[string]need{
-	"get-health": {platform.None, nil}, // public: the guard lets everybody pass
-	"get-server": {platform.None, nil},
-	"whoami":     {platform.None, nil},
+	"get-health":    {platform.None, nil}, // public: the guard lets everybody pass
+	"get-login":     {platform.None, nil}, // public, as the next two
+	"ask-challenge": {platform.None, nil},
+	"log-in":        {platform.None, nil},
+	"get-server":    {platform.None, nil},
+	"whoami":        {platform.None, nil},
 
 	"list-environments": {platform.None, nil},
 	"get-environment":   {platform.Read, named},

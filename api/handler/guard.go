@@ -18,9 +18,13 @@ import (
 	"github.com/invarhq/invar/state"
 )
 
-// public paths need no token: they tell nothing of what runs.
+// public paths need no token: they tell nothing of what runs, or are how one gets a token.
 func public(path string) bool {
-	return path == api.PathHealth || path == api.PathOpenAPI || path == api.PathDocs
+	switch path {
+	case api.PathHealth, api.PathOpenAPI, api.PathDocs, api.PathLogin, api.PathLoginSSH, api.PathLoginSession:
+		return true
+	}
+	return false
 }
 
 // door tells who somebody is. Its errors are of kind fault.Denied when that is nobody.
@@ -58,7 +62,7 @@ func (g *guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		who, p := g.authenticate(r, peer, local)
 		if p != nil {
 			if p.Status == http.StatusUnauthorized {
-				h.Set("WWW-Authenticate", challenge(r.URL.Path))
+				h.Set("WWW-Authenticate", authenticateBy(r.URL.Path))
 			}
 			writeProblem(w, p)
 			return
@@ -110,10 +114,7 @@ func (g *guard) authenticate(r *http.Request, peer Peer, local bool) (caller, *a
 		}
 		return caller{c, "local"}, nil
 	}
-	source, _, err := net.SplitHostPort(r.RemoteAddr)
-	if err != nil {
-		source = r.RemoteAddr
-	}
+	source := sourceOf(r.RemoteAddr)
 	secret, ok := secretOf(r)
 	if !ok {
 		return caller{}, unauthorized("the request carries no token")
@@ -127,6 +128,15 @@ func (g *guard) authenticate(r *http.Request, peer Peer, local bool) (caller, *a
 		return caller{}, new(api.ProblemOf(err))
 	}
 	return caller{c, source}, nil
+}
+
+// sourceOf returns the address that a request came from, without its port.
+func sourceOf(remote string) string {
+	host, _, err := net.SplitHostPort(remote)
+	if err != nil {
+		return remote
+	}
+	return host
 }
 
 // identify returns who the bearer of a token is: one of ours, or one of an OpenID provider's.
@@ -152,7 +162,7 @@ func (g *guard) refused(r *http.Request, by state.Actor, source string, err erro
 
 func unauthorized(detail string) *api.Problem {
 	return new(api.ProblemOfStatus(http.StatusUnauthorized, "Unauthorized", detail,
-		"set INVAR_TOKEN to a token; on the server's machine, this makes one: invar token create NAME"))
+		"log in: invar login; programs show a token: INVAR_TOKEN, INVAR_ID_TOKEN or --token-file"))
 }
 
 // secretOf finds the token: a bearer token (RFC 6750), or the password of basic authentication, which is
@@ -166,8 +176,8 @@ func secretOf(r *http.Request) (string, bool) {
 	return password, ok && password != ""
 }
 
-// challenge says how to authenticate. A registry client takes "Bearer" for a token service that we don't have.
-func challenge(path string) string {
+// authenticateBy says how to authenticate. A registry client takes "Bearer" for a token service that we don't have.
+func authenticateBy(path string) string {
 	if strings.HasPrefix(path, api.PathRegistry) {
 		return `Basic realm="invar", charset="UTF-8"`
 	}

@@ -12,6 +12,7 @@ package handler
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -28,6 +29,7 @@ import (
 	"github.com/invarhq/invar/control"
 	"github.com/invarhq/invar/gateway"
 	"github.com/invarhq/invar/identity"
+	"github.com/invarhq/invar/identity/challenge"
 	"github.com/invarhq/invar/instance"
 	"github.com/invarhq/invar/ledger"
 	"github.com/invarhq/invar/platform"
@@ -88,6 +90,7 @@ type Handler struct {
 	log     *slog.Logger
 	api     huma.API
 	entry   http.Handler
+	desk    *challenge.Desk
 	closing chan struct{} // closed when streams have to end
 	close   sync.Once
 }
@@ -103,8 +106,12 @@ func New(config Config) (*Handler, error) {
 			return api.Witnesses{Policy: "quorum none\n", Size: uint64(config.Control.Ledger().Size()), Witnesses: []api.Witness{}, Alarms: []api.WitnessAlarm{}}
 		}
 	}
+	desk, err := challenge.NewDesk(rand.Reader)
+	if err != nil {
+		return nil, err
+	}
 	mux := http.NewServeMux()
-	h := &Handler{config: config, log: config.Log, api: humago.New(mux, describe()), closing: make(chan struct{})}
+	h := &Handler{config: config, log: config.Log, api: humago.New(mux, describe()), desk: desk, closing: make(chan struct{})}
 	h.api.UseMiddleware(h.gate)
 	h.registerServer()
 	h.registerEnvironments()
@@ -112,6 +119,7 @@ func New(config Config) (*Handler, error) {
 	h.registerLedger()
 	h.registerEvents()
 	h.registerTokens()
+	h.registerLogin()
 	h.registerChanges()
 	openAnswers(h.api.OpenAPI())
 	if err := h.mount(mux); err != nil {
@@ -223,6 +231,7 @@ const (
 	tagLedger       = "Ledger"
 	tagEvents       = "Events"
 	tagTokens       = "Tokens"
+	tagLogin        = "Login"
 	tagChanges      = "Changes"
 )
 
@@ -252,6 +261,7 @@ The ledger is also served as tlog-tiles (https://c2sp.org/tlog-tiles) under /led
 		{Name: tagLedger, Description: "The append-only Merkle log of everything that happened."},
 		{Name: tagEvents, Description: "Changes as they happen."},
 		{Name: tagTokens, Description: "Access over TCP."},
+		{Name: tagLogin, Description: "How people come by a token: with an SSH key, or at an OpenID provider."},
 	}
 	return c
 }

@@ -229,7 +229,7 @@ func (h *Handler) tile(w http.ResponseWriter, r *http.Request) {
 func entryOf(at control.Indexed) api.Entry {
 	e := at.Entry
 	out := api.Entry{
-		Index: uint64(at.Index), ID: string(e.ID), Kind: string(e.Kind()), Time: e.Time, Actor: e.Actor.String(), Env: string(e.Env),
+		Index: uint64(at.Index), ID: string(e.ID), Kind: string(e.Kind()), Time: e.Time, Actor: e.Actor.String(), Who: string(e.Actor.Principal), Auth: e.Actor.Auth, Env: string(e.Env),
 		Reason: e.Reason, Outcome: e.Outcome, Data: dataOf(e),
 	}
 	for _, s := range e.Subject {

@@ -156,7 +156,7 @@ func TestPathsOfDocumentAreThoseOfPackageAPI(t *testing.T) {
 	want := []string{
 		api.PathHealth, api.PathDiff, api.PathEnvironments, api.PathEnvironment, api.PathApply, api.PathDestroy, api.PathHistory, api.PathLogs, api.PathMeasure,
 		api.PathPlan, api.PathRollback, api.PathEvents, api.PathCheckpoint, api.PathEntries, api.PathEntry, api.PathVerify, api.PathWitnesses, api.PathRelease,
-		api.PathServer, api.PathTokens, api.PathToken, api.PathWhoAmI, api.PathConfirm, api.PathReview, api.PathRevoke,
+		api.PathLogin, api.PathLoginSSH, api.PathLoginSession, api.PathServer, api.PathTokens, api.PathToken, api.PathWhoAmI, api.PathConfirm, api.PathReview, api.PathRevoke,
 		api.PathChanges, api.PathChange, api.PathApprove, api.PathReject, api.PathWithdraw, api.PathCarryOut,
 	}
 	slices.Sort(want)

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/coreos/go-oidc/v3/oidc"
@@ -149,6 +150,35 @@ func (c Client) Refresh(ctx context.Context, refresh string) (Tokens, error) {
 	}
 	t, err := s.oauth.TokenSource(s.with(ctx), &oauth2.Token{RefreshToken: refresh}).Token()
 	return s.tokens(ctx, t, "", err)
+}
+
+// Revoke has the provider forget a refresh token (RFC 7009), where it can.
+func (c Client) Revoke(ctx context.Context, refresh string) error {
+	s, err := c.session(ctx)
+	if err != nil {
+		return err
+	}
+	var meta struct {
+		Revocation string `json:"revocation_endpoint"`
+	}
+	if err := s.provider.Claims(&meta); err != nil || meta.Revocation == "" {
+		return err
+	}
+	form := url.Values{"token": {refresh}, "token_type_hint": {"refresh_token"}, "client_id": {c.ClientID}}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, meta.Revocation, strings.NewReader(form.Encode()))
+	if err != nil {
+		return fault.As(fault.Invalid, err)
+	}
+	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	resp, err := s.http.Do(req)
+	if err != nil {
+		return fault.As(fault.Unavailable, fmt.Errorf("revoking the refresh token: %w", err))
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return fault.Errorf(fault.Unavailable, "revoking the refresh token: %s answers with status %d", meta.Revocation, resp.StatusCode)
+	}
+	return nil
 }
 
 // tokens takes what the provider's token endpoint gave, and checks the ID token. nonce "" is none: the flow has no place for one.

@@ -265,6 +265,10 @@ func TestABrowserLogsIn(t *testing.T) {
 	if _, err := c.Refresh(t.Context(), tokens.Refresh); fault.KindOf(err) != fault.Denied || !strings.Contains(fault.Hint(err), "invar login") {
 		t.Errorf("a refresh token works twice: %v", err)
 	}
+	must(t, c.Revoke(t.Context(), again.Refresh))
+	if _, err := c.Refresh(t.Context(), again.Refresh); fault.KindOf(err) != fault.Denied {
+		t.Errorf("a revoked refresh token works: %v", err)
+	}
 }
 
 func checkPerson(t *testing.T, p *oidctest.Provider, tokens oidc.Tokens, name string) {

@@ -122,6 +122,16 @@ func (s *store) GetPrivateClaimsFromScopes(_ context.Context, _, id string, _ []
 	return s.claims, nil
 }
 
+// CreateAccessAndRefreshTokens remembers whose client a device is: the storage forgets it, and then revokes nothing.
+func (s *store) CreateAccessAndRefreshTokens(ctx context.Context, req op.TokenRequest, current string) (string, string, time.Time, error) {
+	if d, ok := req.(*op.DeviceAuthorizationState); ok {
+		req = &storage.RefreshTokenRequest{RefreshToken: &storage.RefreshToken{
+			ApplicationID: d.ClientID, UserID: d.Subject, Audience: d.Audience, Scopes: d.Scopes, AuthTime: d.AuthTime, AMR: d.AMR,
+		}}
+	}
+	return s.Storage.CreateAccessAndRefreshTokens(ctx, req, current)
+}
+
 func (s *store) SetUserinfoFromRequest(ctx context.Context, info *oidc.UserInfo, token op.IDTokenRequest, scopes []string) error {
 	if err := s.Storage.SetUserinfoFromRequest(ctx, info, token, scopes); err != nil {
 		return err
