@@ -101,7 +101,9 @@ type app struct {
 	server  string
 	output  string
 	noColor bool
-	token   string
+
+	tokenFile string
+	login     cachedLogin
 }
 
 // Run runs one command line and returns its exit status.
@@ -161,13 +163,13 @@ func (a *app) root() *cobra.Command {
 	f := root.PersistentFlags()
 	f.StringVarP(&a.dir, "dir", "C", ".", "the app's directory")
 	f.StringVar(&a.server, "server", a.defaultServer(), "the server: unix://PATH or http(s)://HOST:PORT (INVAR_SERVER)")
+	f.StringVar(&a.tokenFile, "token-file", a.Getenv("INVAR_TOKEN_FILE"), "`FILE` of a token for the server, read again for each request (INVAR_TOKEN_FILE)")
 	f.StringVarP(&a.output, "output", "o", "text", "text or json")
 	f.BoolVar(&a.noColor, "no-color", a.Getenv("NO_COLOR") != "", "no colours (NO_COLOR)")
 	root.PersistentPreRunE = func(*cobra.Command, []string) error {
 		if a.output != "text" && a.output != "json" {
 			return fault.Errorf(fault.Invalid, "output %q: want text or json", a.output)
 		}
-		a.token = a.Getenv("INVAR_TOKEN")
 		return nil
 	}
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
@@ -184,9 +186,9 @@ func (a *app) root() *cobra.Command {
 	group(root, "app", a.fmtCommand(), a.validateCommand(), a.lockCommand(), a.buildCommand())
 	group(root, "env", a.planCommand(), a.applyCommand(), a.statusCommand(), a.historyCommand(), a.showCommand(),
 		a.diffCommand(), a.rollbackCommand(), a.confirmCommand(), a.logsCommand(), a.destroyCommand())
-	group(root, "govern", a.changeCommand(), a.releaseCommand())
+	group(root, "govern", a.loginCommand(), a.logoutCommand(), a.whoamiCommand(), a.tokenCommand(), a.changeCommand(), a.releaseCommand())
 	group(root, "proof", a.verifyCommand(), a.sbomCommand(), a.ledgerCommand(), a.witnessCommand())
-	root.AddCommand(a.tokenCommand(), a.gatewayCommand(), a.manCommand())
+	root.AddCommand(a.gatewayCommand(), a.manCommand())
 	root.CompletionOptions.HiddenDefaultCmd = false
 	a.complete(root)
 	explainArgs(root)

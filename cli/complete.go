@@ -54,7 +54,6 @@ func (a *app) words(most int, values func(context.Context) []string) cobra.Compl
 		}
 		ctx, cancel := context.WithTimeout(c.Context(), completeWithin)
 		defer cancel()
-		a.token = a.Getenv("INVAR_TOKEN")
 		found := slices.DeleteFunc(values(ctx), func(s string) bool { return !strings.HasPrefix(s, prefix) })
 		return found, cobra.ShellCompDirectiveNoFileComp
 	}

@@ -42,7 +42,11 @@ ends with 6. It copies entries, not the bodies that they name by digest.`,
 		Example: `  invar ledger mirror https://invar.example.com:7373 /srv/mirror --key ledger.pub --watch`,
 		Args:    cobra.ExactArgs(2),
 		RunE: func(c *cobra.Command, args []string) error {
-			cfg.Log, cfg.Dir, cfg.Token = args[0], args[1], a.token
+			token, err := a.givenToken()
+			if err != nil {
+				return err
+			}
+			cfg.Log, cfg.Dir, cfg.Token = args[0], args[1], token
 			if cfg.Key != "" {
 				cfg.Key = textOr(cfg.Key)
 			}

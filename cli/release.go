@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"maps"
-	"net/http"
 	"slices"
 
 	"github.com/invarhq/invar/api/client"
@@ -124,11 +123,7 @@ func (a *app) push(ctx context.Context, cl *client.Client, app spec.AppName, sto
 
 // registry is the server's, with what it has of an app.
 func (a *app) registry(cl *client.Client, app spec.AppName) registry.Remote {
-	out := registry.Remote{URL: cl.Base().String(), Repository: registry.Repository(app), Transport: cl.Transport()}
-	if a.token != "" {
-		out.Header = http.Header{"Authorization": {"Bearer " + a.token}}
-	}
-	return out
+	return registry.Remote{URL: cl.Base().String(), Repository: registry.Repository(app), Transport: cl.Transport()}
 }
 
 // sources reads the sources of a bundle from the server, and believes none of it that its digest does not say.

@@ -123,9 +123,7 @@ func (f *fold) apply(entries []Entry) error {
 		return f.confirm(e, d)
 	case ChangeReview:
 		return f.review(e, d)
-	case PolicyDecision:
-		return f.decided(e, d)
-	case AccessDenied:
+	case PolicyDecision, AccessDenied:
 	case ReleaseRevoke:
 		return f.revoke(e, d)
 	case TokenCreate:

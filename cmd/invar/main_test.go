@@ -21,6 +21,8 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 	_ "modernc.org/sqlite"
+
+	"github.com/invarhq/invar/identity/oidc/oidctest"
 )
 
 // binary is what make builds, which every test here runs as a user would.
@@ -60,6 +62,8 @@ func TestScript(t *testing.T) {
 		Setup: func(e *testscript.Env) error {
 			data := filepath.Join(e.WorkDir, "data")
 			e.Setenv("DATA", data)
+			e.Setenv("XDG_CONFIG_HOME", filepath.Join(e.WorkDir, "config"))
+			e.Values[providerKey{}] = new(*oidctest.Provider)
 			e.Setenv("INVAR_SERVER", "unix://"+filepath.Join(data, "invar.sock"))
 			e.Setenv("PATH", filepath.Dir(binary)+":"+os.Getenv("PATH"))
 			e.Setenv("EXAMPLES", absolute("../../examples"))
@@ -94,6 +98,7 @@ func commands() map[string]command {
 		"submit":   cmdSubmit,
 	}
 	maps.Copy(all, badInput)
+	maps.Copy(all, logins)
 	return all
 }
 

@@ -1,19 +1,8 @@
 package parse
 
-import "slices"
-
-// SchemaNames returns "section.name" for everything that an app's file may hold: attributes and inner blocks, by the
+// SchemaNames returns "section.name" for everything that a file may hold: attributes and inner blocks, by the
 // section of docs/configuration.md that describes them. Inner blocks are described as "component.file".
-func SchemaNames() []string { return namesOf(fileBlock) }
-
-// PlatformNames is SchemaNames of the platform's file, and docs/platform.md. What it shares with apps is described there.
-func PlatformNames() []string {
-	own := *platformBlock
-	own.blocks = slices.DeleteFunc(slices.Clone(own.blocks), func(b *block) bool { return b == variableBlock || b == localsBlock })
-	return namesOf(&own)
-}
-
-func namesOf(file *block) []string {
+func SchemaNames() []string {
 	var out []string
 	var walk func(section string, b *block)
 	walk = func(section string, b *block) {
@@ -25,7 +14,7 @@ func namesOf(file *block) []string {
 			walk(sectionOf(section, k.name), k)
 		}
 	}
-	walk("File", file)
+	walk("File", fileBlock)
 	return out
 }
 
