@@ -374,21 +374,29 @@ func (a *app) bake(ctx context.Context, m *parse.Module, req bake.Request) (map[
 	return result.Images, nil
 }
 
+// known says that the directory has no such environment, and which it has.
+func (a *app) known(m *parse.Module, env spec.EnvName) error {
+	if slices.Contains(m.Environments(), env) {
+		return nil
+	}
+	err := fault.Errorf(fault.NotFound, "%s has no environment %q", m.App(), env)
+	switch {
+	case m.IsPlatform():
+		return fault.WithHint(err, "%s has the platform's definition, which goes to: invar plan %s", a.dir, platform.Env)
+	case env == platform.Env:
+		return fault.WithHint(err, "the platform's definition has a directory of its own; invar init --platform DIR writes it")
+	}
+	return fault.WithHint(err, "it has %s; an environment is a block: environment %q {}", join(m.Environments()), env)
+}
+
 // plan makes the release for env, brings it to the server, and asks what applying it would do.
 func (a *app) plan(ctx context.Context, env spec.EnvName) (api.Plan, error) {
 	m, req, err := a.request(a.load)
 	if err != nil {
 		return api.Plan{}, err
 	}
-	if !slices.Contains(m.Environments(), env) {
-		err := fault.Errorf(fault.NotFound, "%s has no environment %q", m.App(), env)
-		switch {
-		case m.IsPlatform():
-			return api.Plan{}, fault.WithHint(err, "%s has the platform's definition, which goes to: invar plan %s", a.dir, platform.Env)
-		case env == platform.Env:
-			return api.Plan{}, fault.WithHint(err, "the platform's definition has a directory of its own; invar init --platform DIR writes it")
-		}
-		return api.Plan{}, fault.WithHint(err, "it has %s; an environment is a block: environment %q {}", join(m.Environments()), env)
+	if err := a.known(m, env); err != nil {
+		return api.Plan{}, err
 	}
 	cl, err := a.client()
 	if err != nil {

@@ -183,7 +183,7 @@ func (a *app) root() *cobra.Command {
 		&cobra.Group{ID: "proof", Title: "Proof:"},
 	)
 	group(root, "start", a.demoCommand(), a.initCommand(), a.serverCommand())
-	group(root, "app", a.fmtCommand(), a.validateCommand(), a.lockCommand(), a.buildCommand())
+	group(root, "app", a.fmtCommand(), a.validateCommand(), a.lockCommand(), a.buildCommand(), a.policyCommand())
 	group(root, "env", a.planCommand(), a.applyCommand(), a.statusCommand(), a.historyCommand(), a.showCommand(),
 		a.diffCommand(), a.rollbackCommand(), a.confirmCommand(), a.logsCommand(), a.destroyCommand())
 	group(root, "govern", a.loginCommand(), a.logoutCommand(), a.whoamiCommand(), a.tokenCommand(), a.changeCommand(), a.releaseCommand())

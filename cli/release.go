@@ -21,6 +21,7 @@ type made struct {
 	bundle, release digest.Digest   // identities
 	artifact        digest.Digest   // of the OCI index that holds all of it
 	images          []digest.Digest // of the index, by the digests of their manifests
+	record          release.Record
 }
 
 // makeRelease bundles the sources, evaluates the bundle for env as the server will, and stores the artifacts.
@@ -60,7 +61,7 @@ func makeRelease(ctx context.Context, env spec.EnvName, files map[string][]byte,
 			return made{}, err
 		}
 	}
-	return made{bundleDigest, releaseDigest, digest.Digest(index.Descriptor.Digest), running(record)}, nil
+	return made{bundleDigest, releaseDigest, digest.Digest(index.Descriptor.Digest), running(record), record}, nil
 }
 
 // running are the images that the release's components run, each once, sorted.

@@ -22,6 +22,7 @@ import (
 type rule struct {
 	kind     Kind
 	controls map[string][]string // by custom.id of the annotations; "" is of those without one
+	places   []string            // where it is defined: "images.rego:7", sorted
 }
 
 // asked are the names of conftest: deny, violation, warn, each with an optional suffix.
@@ -38,9 +39,9 @@ func compile(name string, files Files) (*Bundle, error) {
 	if err != nil {
 		return nil, err
 	}
-	compiler := newCompiler(src.data)
-	if compiler.Compile(src.modules); compiler.Failed() {
-		return nil, problemsOf(compiler.Errors).err()
+	compiler, err := src.compile()
+	if err != nil {
+		return nil, err
 	}
 	b := &Bundle{Name: name, rules: rulesOf(compiler, src.modules), limits: DefaultLimits()}
 	if len(b.rules) == 0 {
@@ -84,15 +85,30 @@ func holds(data any, p []string) bool {
 	return true
 }
 
-// sources are a policy's files once read.
+// sources are a policy's files once read, with what is wrong with them beside what the compiler finds.
 type sources struct {
-	modules map[string]*ast.Module
-	data    map[string]any
+	modules  map[string]*ast.Module
+	data     map[string]any
+	problems problems
 }
 
+// compile compiles the modules. Where one is refused already, the compiler may know every function, so that it finds the rest.
+func (s sources) compile() (*ast.Compiler, error) {
+	compiler := newCompiler(s.data)
+	if len(s.problems) > 0 {
+		compiler = compiler.WithCapabilities(ast.CapabilitiesForThisVersion(ast.CapabilitiesRegoVersion(ast.RegoV1)))
+	}
+	p := s.problems
+	if compiler.Compile(s.modules); compiler.Failed() {
+		p = append(p, problemsOf(compiler.Errors)...)
+	}
+	return compiler, p.err()
+}
+
+// parseFiles reads the files. Its error means that there is nothing to compile.
 func parseFiles(files Files) (sources, error) {
 	p := files.check()
-	s := sources{map[string]*ast.Module{}, map[string]any{}}
+	s := sources{modules: map[string]*ast.Module{}, data: map[string]any{}}
 	options := ast.ParserOptions{ProcessAnnotation: true, RegoVersion: ast.RegoV1, Capabilities: capabilities()}
 	for _, name := range slices.Sorted(maps.Keys(files)) {
 		if isData(name) {
@@ -111,10 +127,13 @@ func parseFiles(files Files) (sources, error) {
 			continue
 		}
 		s.modules[name] = m
-		p = append(p, refusals(name, m)...)
-		p = append(p, shapes(name, m)...)
+		s.problems = append(s.problems, refusals(name, m)...)
+		s.problems = append(s.problems, shapes(name, m)...)
 	}
-	return s, p.err()
+	if len(p) > 0 {
+		return sources{}, append(p, s.problems...).err()
+	}
+	return s, nil
 }
 
 // insert puts a file's data where opa puts it: at its directory.
@@ -183,11 +202,14 @@ func rulesOf(c *ast.Compiler, modules map[string]*ast.Module) map[string]rule {
 				continue
 			}
 			full := strings.TrimPrefix(m.Package.Path.Append(ast.StringTerm(name)).String(), "data.")
-			if _, ok := out[full]; !ok {
-				out[full] = rule{kindOf(name), map[string][]string{}}
+			one, ok := out[full]
+			if !ok {
+				one = rule{kind: kindOf(name), controls: map[string][]string{}}
 			}
 			id, controls := annotated(c.GetAnnotationSet().Chain(r))
-			out[full].controls[id] = sortedSet(append(out[full].controls[id], controls...))
+			one.controls[id] = sortedSet(append(one.controls[id], controls...))
+			one.places = sortedSet(append(one.places, fmt.Sprintf("%s:%d", r.Head.Location.File, r.Head.Location.Row)))
+			out[full] = one
 		}
 	}
 	return out

@@ -5,13 +5,13 @@ import (
 	"cmp"
 	"encoding/json"
 	"fmt"
-	"path"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/invarhq/invar/digest"
 	"github.com/invarhq/invar/fault"
+	"github.com/invarhq/invar/identity"
 	"github.com/invarhq/invar/spec"
 )
 
@@ -86,7 +86,7 @@ type Exception struct {
 	ID           string    `json:"id"`
 	Rule         string    `json:"rule"`              // exactly as in Result.Rule
 	Subject      string    `json:"subject,omitempty"` // exactly as in Result.Subject; "" is any
-	Environments []string  `json:"environments"`      // patterns: "prod-*"
+	Environments []string  `json:"environments"`      // patterns, as in grants: "prod-*"
 	Ticket       string    `json:"ticket"`
 	Reason       string    `json:"reason"`
 	Expires      time.Time `json:"expires"` // from then on it does not count
@@ -104,7 +104,7 @@ func (e Exception) Check() error {
 		return fault.Errorf(fault.Invalid, "exception %q names no environment", e.ID)
 	}
 	for _, p := range e.Environments {
-		if _, err := path.Match(p, ""); err != nil || p == "" {
+		if p == "" || strings.Trim(p, "abcdefghijklmnopqrstuvwxyz0123456789-*") != "" {
 			return fault.Errorf(fault.Invalid, "exception %q: environment %q is not a pattern", e.ID, p)
 		}
 	}
@@ -119,10 +119,7 @@ func (e Exception) Matches(r Result, env spec.EnvName) bool {
 	if r.Kind == Warn || e.Rule != r.Rule || e.Subject != "" && e.Subject != r.Subject {
 		return false
 	}
-	return slices.ContainsFunc(e.Environments, func(p string) bool {
-		ok, err := path.Match(p, string(env))
-		return err == nil && ok
-	})
+	return slices.ContainsFunc(e.Environments, func(p string) bool { return identity.Glob(p, string(env)) })
 }
 
 // Expired reports whether the exception does not count any more.

@@ -91,6 +91,12 @@ func (b *Bundle) Query() string { return b.query }
 // Rules are the rules that the bundle asks, sorted: "invar.images.deny".
 func (b *Bundle) Rules() []string { return slices.Sorted(maps.Keys(b.rules)) }
 
+// Places says where the rule of a result is defined, as "images.rego:7": of all rules with its name.
+func (b *Bundle) Places(r Result) []string {
+	name, _, _ := strings.Cut(r.Rule, "/")
+	return slices.Clone(b.rules[name].places)
+}
+
 // Archive returns the bundle as stock opa reads it.
 func (b *Bundle) Archive() []byte { return slices.Clone(b.archive) }
 

@@ -166,6 +166,8 @@ func TestCompileSaysEverythingThatIsWrong(t *testing.T) {
 			[]string{"net.lookup_ip_addr is refused", "io.jwt.encode_sign is refused", "crypto.x509.parse_and_verify_certificates is refused"}},
 		{"a function that is passed on", map[string]string{"a.rego": "package a\ndeny contains \"no\" if f(1) with f as time.now_ns\nf(x) := x"}, []string{"time.now_ns is refused"}},
 		{"a zone of the machine", map[string]string{"a.rego": "package a\ndeny contains \"no\" if time.clock([1, \"Local\"])[0] > 18"}, []string{"a.rego:2: time.clock is refused with a time zone"}},
+		{"what is refused beside what is misspelt", map[string]string{"a.rego": "package a\ndeny contains \"no\" if time.now_ns() > 1\nwarn contains \"x\" if input.enviroment"},
+			[]string{"2 problems", "a.rego:2: time.now_ns is refused", "a.rego:3: undefined ref: input.enviroment"}},
 		{"a misspelt field of the input", map[string]string{"a.rego": "package a\ndeny contains \"no\" if input.enviroment.name == \"prod\""}, []string{"a.rego:2: undefined ref: input.enviroment"}},
 		{"a misspelt field of a component", map[string]string{"a.rego": "package a\ndeny contains \"no\" if {\n\tsome p in input.after.components\n\tp.component.usr == \"root\"\n}"}, []string{"a.rego:4: undefined ref: p.component.usr", "usr"}},
 		{"nothing to ask", map[string]string{"a.rego": "package a\nallow if true"}, []string{"no rule deny, violation or warn"}},

@@ -41,6 +41,10 @@ func Test(ctx context.Context, files Files) ([]Outcome, error) {
 	if err != nil {
 		return nil, fault.As(fault.Invalid, err)
 	}
+	if len(src.problems) > 0 {
+		_, err := src.compile()
+		return nil, fault.As(fault.Invalid, err)
+	}
 	store := inmem.NewFromObject(src.data)
 	txn, err := store.NewTransaction(ctx)
 	if err != nil {

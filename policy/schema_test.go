@@ -26,7 +26,7 @@ var update = flag.Bool("update", false, "write generated files again")
 
 // The published schema and the embedded one say what the types say.
 func TestInputSchemaUpToDate(t *testing.T) {
-	g := generator{comments: readComments(t, ".", "../change", "../release"), defs: map[string]any{}}
+	g := generator{comments: readComments(t, ".", "../change", "../release", "../platform"), defs: map[string]any{}}
 	root := g.object(reflect.TypeFor[policy.Input]())
 	root["$schema"] = "https://json-schema.org/draft/2020-12/schema"
 	root["title"] = "What an invar policy decides on (input)"

@@ -16,7 +16,7 @@ deny contains {"msg": msg, "id": "production-replicas", "subject": subject, "rep
 	placed.replicas < data.settings.production.min_replicas
 	not single(placed.component)
 	subject := sprintf("component %s", [placed.component.name])
-	msg := sprintf("component %s has %d replicas in %s; %d are wanted", [placed.component.name, placed.replicas, input.environment.name, data.settings.production.min_replicas])
+	msg := sprintf("component %s has replicas = %d in %s; %d or more are wanted", [placed.component.name, placed.replicas, input.environment.name, data.settings.production.min_replicas])
 }
 
 warn contains {"msg": msg, "id": "single-instance", "subject": subject} if {
