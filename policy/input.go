@@ -134,8 +134,12 @@ type SBOM struct {
 	Packages int `json:"packages"`
 	// How many of these have no licence that is known.
 	Unlicensed int `json:"unlicensed"`
-	// The licences, as SPDX expressions, each once, sorted.
+	// Whether the document says that nothing else is in the image.
+	Complete bool `json:"complete"`
+	// The licences, as SPDX identifiers or expressions, each once, sorted.
 	Licenses []string `json:"licenses"`
+	// The names of licences that SPDX does not have, each once, sorted.
+	Unknown []string `json:"unknown_licenses,omitempty"`
 }
 
 // EncodeInput returns the canonical JSON of an input, after checking it. Its errors are of kind fault.Invalid.

@@ -371,7 +371,7 @@ func TestLibraryAllowsASoundReleaseAndSaysWhatIsWrongWithAnother(t *testing.T) {
 	c.Replicas, c.Component.User, c.Component.Resources.MemoryBytes = 1, "", 0
 	c.Component.Files[0].Mode, c.Component.Secrets[0].Mode = 0o4755, 0o444
 	img := bad.Images["web"]
-	img.Repository, img.Tag, img.Pinned, img.SBOM = "evil.example/web", "latest", false, &policy.SBOM{Digest: img.Manifest, Packages: 1, Licenses: []string{"AGPL-3.0-only"}}
+	img.Repository, img.Tag, img.Pinned, img.SBOM = "evil.example/web", "latest", false, &policy.SBOM{Digest: img.Manifest, Packages: 1, Complete: true, Licenses: []string{"AGPL-3.0-only"}}
 	bad.Images = map[spec.ImageName]policy.Image{"web": img}
 	d := decided(t, b, bad)
 	var got []string

@@ -43,7 +43,7 @@ func sampleOf(env spec.EnvName, n int) policy.Input {
 		Environment: policy.Environment{Name: env, Generation: 0}, Plan: &plan, After: &after,
 		Images: map[spec.ImageName]policy.Image{
 			"web": {Manifest: digest.Of([]byte("web")), Kind: policy.KindRef, Reference: "registry.example.com/web:1.2", Repository: "registry.example.com/web", Tag: "1.2", Pinned: true,
-				SBOM: &policy.SBOM{Digest: digest.Of([]byte("sbom")), Packages: 2, Licenses: []string{"BSD-3-Clause", "MIT"}}},
+				SBOM: &policy.SBOM{Digest: digest.Of([]byte("sbom")), Packages: 2, Complete: true, Licenses: []string{"BSD-3-Clause", "MIT"}}},
 		}}
 }
 

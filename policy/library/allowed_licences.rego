@@ -7,7 +7,7 @@ package invar.allowed_licences
 
 deny contains {"msg": msg, "id": "allowed-licences", "subject": subject, "licence": licence} if {
 	some name, image in input.images
-	some licence in image.sbom.licenses
+	some licence in array.concat(image.sbom.licenses, object.get(image.sbom, "unknown_licenses", []))
 	not allowed(licence)
 	subject := sprintf("image %s", [name])
 	msg := sprintf("image %s has software under %s, which is not an allowed licence", [name, licence])
@@ -34,6 +34,13 @@ warn contains {"msg": msg, "id": "unlicensed", "subject": subject} if {
 	image.sbom.unlicensed > 0
 	subject := sprintf("image %s", [name])
 	msg := sprintf("image %s has %d packages of which no licence is known", [name, image.sbom.unlicensed])
+}
+
+warn contains {"msg": msg, "id": "incomplete", "subject": subject} if {
+	some name, image in input.images
+	image.sbom.complete == false
+	subject := sprintf("image %s", [name])
+	msg := sprintf("image %s may hold software that its SBOM does not list", [name])
 }
 
 # An expression is allowed when one of its alternatives is: all licences of it. One with parentheses is allowed only as it

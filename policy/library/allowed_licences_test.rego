@@ -18,6 +18,17 @@ test_denied if {
 	}
 }
 
+test_a_licence_that_spdx_does_not_have_is_denied_unless_it_is_listed if {
+	own := {"images": {"web": {"sbom": {"licenses": ["MIT"], "unknown_licenses": ["Acme"], "complete": true}}}}
+	count(allowed_licences.deny) == 1 with input as own with data.settings as settings
+	count(allowed_licences.deny) == 0 with input as own with data.settings as {"licences": ["MIT", "Acme"]}
+}
+
+test_an_incomplete_sbom_is_warned_of if {
+	partial := {"images": {"web": {"sbom": {"licenses": [], "complete": false}}}}
+	count(allowed_licences.warn) == 1 with input as partial with data.settings as settings
+}
+
 test_an_image_without_sbom_is_warned_of_or_denied if {
 	bare := {"images": {"web": {"kind": "ref"}}}
 	count(allowed_licences.warn) == 1 with input as bare with data.settings as settings
