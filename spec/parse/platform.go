@@ -8,7 +8,9 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"net/url"
 	"path"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -21,6 +23,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"github.com/invarhq/invar/fault"
+	"github.com/invarhq/invar/ledger/witness"
 	"github.com/invarhq/invar/platform"
 	"github.com/invarhq/invar/spec"
 )
@@ -68,10 +71,10 @@ func (e *evaluator) definition() platform.Definition {
 		d.Issuers = append(d.Issuers, platform.Issuer{Name: name, URL: n.text("issuer"), ClientID: n.text("client_id"), Audience: n.unique("audience"), Scopes: n.unique("scopes")})
 	})
 	b.each("witness", func(n *node, name string) {
-		d.Witnesses = append(d.Witnesses, platform.Witness{Name: name, URL: n.text("url"), VKey: n.text("key")})
+		d.Witnesses = append(d.Witnesses, n.witness(name))
 	})
 	root := e.node(e.m.root, e.full)
-	b.at["witness "], d.Quorum, d.Auditors = root, root.int("witness_quorum", 0), root.unique("auditors")
+	b.at["witness "], d.Quorum, d.Auditors = root, root.int("witness_quorum", 0), root.recipients("auditors")
 	b.notNull()
 	d.Sort()
 	b.check()
@@ -459,6 +462,34 @@ func (n *node) breakGlass(name string) platform.BreakGlass {
 		Name: name, Environments: n.patterns(), ReviewMillis: n.period("review_within", defaultReview),
 		Reviewers: platform.GroupName(n.referTo("reviewers", "group")), SessionMillis: n.period("session", platform.DefaultSession),
 	}
+}
+
+func (n *node) witness(name string) platform.Witness {
+	out := platform.Witness{Name: name, URL: n.text("url")}
+	if u, err := url.Parse(out.URL); n.has("url") && (err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "") {
+		n.fail("url", "Invalid value", `Write it as "https://witness.example.com".`, "%q is not where a witness can be asked.", out.URL)
+	}
+	out.VKey = parsed(n, "key", "", func(s string) (string, error) {
+		v, err := witness.ParseVerifier(s)
+		if err != nil {
+			return "", err
+		}
+		return v.String(), nil
+	})
+	return out
+}
+
+// recipient is one of age (https://age-encryption.org/v1): Bech32 of an X25519 key.
+var recipient = regexp.MustCompile(`^age1[02-9ac-hj-np-z]{58}$`)
+
+// recipients reads a list of age recipients.
+func (n *node) recipients(name string) []string {
+	for i, r := range n.texts(name) {
+		if !recipient.MatchString(r) {
+			n.failAt(name, i, "Invalid key", "age-keygen prints it after \"Public key:\".", "%q is no recipient of age.", r)
+		}
+	}
+	return n.unique(name)
 }
 
 func (b *definitionBuilder) policy(n *node, name string) platform.Policy {

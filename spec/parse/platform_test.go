@@ -1,6 +1,7 @@
 package parse_test
 
 import (
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -15,6 +16,12 @@ import (
 )
 
 const aliceKey = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIPv3Zz8mUn6mCxUGbyX5XlFh9cLB7m9vVv4sDqYSGtTZ"
+
+// Keys of RSA that nobody has the secrets of any more.
+const (
+	rsa1024 = "ssh-rsa AAAAB3NzaC1yc2EAAAADAQABAAAAgQDYGMLCH8nHjUBUfxAJHX1qpZWcGTMoikpCE9fRkQMj83/XZrrtWwmpKlpUkvOu2tUDLJEJao7jQ34Z3RoDYk4n6gSs4i1ncancmuJlqCMViWVkmHKHMkFOWWKv6r1KritMOXNq522ZOW5z5NDLKHDbsy7skFeLxhkwnyg/pacD8w=="
+	rsa2048 = "ssh-rsa AAAAB3NzaC1yc2EAAAADAQABAAABAQDBM8LsrBgQbz1ndUTYcYjZhf2jZ7AavHklz9qq0XUzl1CBDtZtxjTF5cYOCUyoRxMgMK1hDXrg0yk45YMjSeSk4IBvQz0vdLuDRzDBKoUqk5sw/i3GmwXvIfovmIB4WuQxjj540lINkguvcOBbdepUI34dU3Ub1MMP/W5E5pjujotHsOpe/pPDpXFwsnC5YEdPdUZIqon5Y7FeVVuYNekJvapUbiuOaTeX0YtnrWB2cH9sD+V4g3xsHOFYWAp2rJjpw/LF5Y+0X9/rNoAc5vX+7aUDZR0mdwqrp6LiiHA81Pq8lBY81FXpftEgoFr9rmEhH7OMhMCvOUkEnZpLKatH"
+)
 
 const bankPlatform = `
 variable "hours" { default = "24h" }
@@ -92,10 +99,10 @@ oidc "ci" {
 }
 witness "auditor" {
   url = "https://witness.example.com"
-  key = "auditor+abc"
+  key = "auditor.example+7206f003+BB5AIlBoUkeWsmkd/QOLbFC32vzDT5P9TM6iQU4o508f"
 }
 witness_quorum = 1
-auditors       = ["age1xyz"]
+auditors       = ["age1qqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqq"]
 `
 
 func bankFS() fstest.MapFS {
@@ -149,8 +156,8 @@ func TestPlatformEvaluates(t *testing.T) {
 		BreakGlass: []platform.BreakGlass{{Name: "prod", Environments: env("prod-*"), ReviewMillis: 72 * 3_600_000, Reviewers: "managers", SessionMillis: 1_800_000}},
 		Retentions: []platform.Retention{{Name: "recordings", Kinds: []string{"session.end"}, KeepMillis: 7 * 365 * 86_400_000}},
 		Issuers:    []platform.Issuer{{Name: "ci", URL: "https://ci.example.com", ClientID: "invar", Audience: []string{"ci"}}},
-		Witnesses:  []platform.Witness{{Name: "auditor", URL: "https://witness.example.com", VKey: "auditor+abc"}},
-		Quorum:     1, Auditors: []string{"age1xyz"},
+		Witnesses:  []platform.Witness{{Name: "auditor", URL: "https://witness.example.com", VKey: "auditor.example+7206f003+BB5AIlBoUkeWsmkd/QOLbFC32vzDT5P9TM6iQU4o508f"}},
+		Quorum:     1, Auditors: []string{"age1qqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqq"},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("definition (-want +got):\n%s", diff)
@@ -171,6 +178,27 @@ func TestPlatformBesideAnAppIsNotReadAndSaidSo(t *testing.T) {
 	diags := m.Validate()
 	if m.IsPlatform() || m.App() != "shop" || diags.HasErrors() || len(diags) != 1 || diags[0].Severity != parse.Warning || diags[0].Range.File != "platform.hcl" {
 		t.Errorf("app %s: %s", m.App(), diags)
+	}
+}
+
+func TestOnlyStrongSSHKeysAreTaken(t *testing.T) {
+	for _, c := range []struct{ key, want string }{
+		{aliceKey, aliceKey},
+		{aliceKey + "   alice   at work ", aliceKey + " alice at work"},
+		{rsa2048, rsa2048},
+		{rsa1024, ""},
+		{"from=\"10.0.0.1\" " + aliceKey, ""},
+		{aliceKey + "\n" + aliceKey, ""},
+		{"ssh-ed25519", ""},
+		{"", ""},
+	} {
+		m, _ := parse.Load(fstest.MapFS{"platform.hcl": {Data: fmt.Appendf(nil, "principal \"alice\" { ssh_keys = [%q] }", c.key)}})
+		def, diags := m.Definition()
+		if (c.want == "") != diags.HasErrors() {
+			t.Errorf("%s: %s", c.key, diags)
+		} else if c.want != "" && def.Principals[0].SSHKeys[0] != c.want {
+			t.Errorf("%s is taken as %s", c.key, def.Principals[0].SSHKeys[0])
+		}
 	}
 }
 
