@@ -212,6 +212,8 @@ type Plan struct {
 	Removes        int           `json:"removes" doc:"Things that are retired (-)."`
 	Unchanged      int           `json:"unchanged" doc:"Components that stay as they are."`
 	Steps          []int         `json:"steps" doc:"Percent of traffic, step by step, for what starts beside; the last is 100."`
+	Governed       bool          `json:"governed,omitempty" doc:"Whether applying it proposes a change that waits for approvals."`
+	Decisions      []Decision    `json:"decisions,omitempty" doc:"What the policies say of it now."`
 }
 
 // Actions of a Change.

@@ -199,6 +199,10 @@ func (a *app) renderPlan(w io.Writer, st style, p api.Plan) {
 		return
 	}
 	fmt.Fprintf(w, "\n%d to start (+), %d to replace (+/-), %d to retire (-). Nothing is modified in place.\n", p.Adds, p.Replaces, p.Removes)
+	a.renderDecisions(w, st, p.Decisions)
+	if p.Governed {
+		fmt.Fprintf(w, "%s asks for approvals: applying this proposes a change that waits.\n", p.Env)
+	}
 }
 
 func renderChange(w io.Writer, st style, ch api.Change) {

@@ -71,6 +71,9 @@ func (a *app) statusAll(ctx context.Context, cl *client.Client) error {
 		rows = append(rows, []string{e.Name, orDash(e.App), strconv.Itoa(e.Generation), state,
 			fmt.Sprintf("%d/%d", e.Healthy, e.Wanted), orDash(e.Release.Short()), age(e.At) + " ago", orDash(e.By)})
 	}
+	if len(list) == 1 && list[0].Name == string(platform.Env) {
+		defer fmt.Fprintln(a.Stderr, "no app runs yet: invar apply ENV brings the first")
+	}
 	return table(a.Stdout, "ENVIRONMENT APP GENERATION STATE HEALTHY RELEASE SINCE BY", rows)
 }
 

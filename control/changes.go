@@ -52,6 +52,9 @@ func (s *Service) decideMove(ctx context.Context, by Actor, in intent) (Moved, e
 		return Moved{}, fault.WithHint(fault.Errorf(fault.Invalid, "an emergency needs a reason"), "say why with --reason")
 	}
 	verdict, err := s.judge(ctx, by, in, 0)
+	if err == nil && !in.how.Emergency {
+		err = s.refuse(ctx, in, verdict, 0, state.PhaseApply)
+	}
 	if err != nil {
 		return Moved{}, err
 	}
@@ -67,12 +70,9 @@ func (s *Service) decideMove(ctx context.Context, by Actor, in intent) (Moved, e
 		c.Author = by.Principal
 		waits := rules.Governed(in.env) && len(rules.Missing(c)) > 0
 		if waits && !in.how.Emergency {
-			if err := verdict.refusal(); err != nil {
-				return nil, err
-			}
 			return s.requestEntries(now, by, in, rules, definition, verdict), nil
 		}
-		g, err := s.permit(rules, env, in, verdict)
+		g, err := s.permit(rules, env, in)
 		if err != nil {
 			return nil, err
 		}
@@ -124,7 +124,7 @@ func notRevoked(now state.State, d digest.Digest) error {
 }
 
 // permit says whether a move that needs no further approval may be made now, and in what way.
-func (s *Service) permit(rules platform.Definition, env state.Environment, in intent, v verdict) (state.Governed, error) {
+func (s *Service) permit(rules platform.Definition, env state.Environment, in intent) (state.Governed, error) {
 	now := s.config.Now()
 	var g state.Governed
 	if in.how.Confirm > 0 {
@@ -149,7 +149,7 @@ func (s *Service) permit(rules platform.Definition, env state.Environment, in in
 		}
 		g.Override = f.Freeze
 	}
-	return g, v.refusal()
+	return g, nil
 }
 
 // overdue returns a review of the environment that is late.
@@ -186,7 +186,7 @@ func (s *Service) requestEntries(now state.State, by Actor, in intent, rules pla
 	}
 	e.Body = &state.Body{Digest: in.planned.Digest, Size: int64(len(in.planned.encoded)), Type: change.TypePlan}
 	e.Subject, e.Reason = []state.Subject{{Name: string(in.app), Digest: in.release}}, in.reason
-	return slices.Concat(lacking(now, in.known), v.entries(s, in.env, state.PhaseRequest, n), []state.Entry{e})
+	return slices.Concat(lacking(now, in.known), []state.Entry{e}, v.entries(s, in.env, state.PhaseRequest, n))
 }
 
 // moveEntries returns what moving the head adds to the ledger.
@@ -327,6 +327,9 @@ func (s *Service) carryOut(ctx context.Context, by Actor, n state.ChangeNumber, 
 	}
 	in.how.Override = override
 	verdict, err := s.judge(ctx, c.Author, in, n)
+	if err == nil {
+		err = s.refuse(ctx, in, verdict, n, state.PhaseApply)
+	}
 	if err != nil {
 		return Moved{}, err
 	}
@@ -347,7 +350,7 @@ func (s *Service) carryOut(ctx context.Context, by Actor, n state.ChangeNumber, 
 				return nil, err
 			}
 		}
-		g, err := s.permit(rules, env, in, verdict)
+		g, err := s.permit(rules, env, in)
 		if err != nil {
 			return nil, err
 		}

@@ -49,6 +49,7 @@ type Config struct {
 	Blobs    Blobs
 	Attached func(manifest digest.Digest) ([]digest.Digest, error) // all that is attached to an image: SBOM, provenance; nil: nothing is
 	Evaluate Evaluate
+	Images   Images        // what policies are told of images; nil: nothing
 	Origin   string        // the ledger's name
 	Signer   note.Signer   // of the ledger's checkpoints, and of the snapshots of the state
 	Verifier note.Verifier // of what Signer signs
@@ -79,6 +80,7 @@ type Service struct {
 
 	evaluations evaluations
 	refusals    refusals
+	policies    policies
 
 	pending state.State // the newest that anything was decided on, durable or not; only the ledger's writer uses it
 

@@ -3,6 +3,7 @@ package control
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"sync"
@@ -71,7 +72,7 @@ func (s *Service) evaluate(ctx context.Context, p Proposal) (evaluated, error) {
 		return evaluated{}, fault.WithHint(fault.Errorf(fault.Invalid, "the bundle evaluates to release %s here, the client has %s", got.digest, p.Release),
 			"use the same version of invar on both sides, and build again")
 	}
-	if err := s.lasting(got.record); err != nil {
+	if err := errors.Join(s.lasting(got.record), s.compiles(got.record)); err != nil {
 		return evaluated{}, err
 	}
 	return got, s.presentImages(got.record)

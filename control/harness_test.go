@@ -19,6 +19,7 @@ import (
 	"github.com/invarhq/invar/image"
 	"github.com/invarhq/invar/instance"
 	"github.com/invarhq/invar/ledger"
+	"github.com/invarhq/invar/platform"
 	"github.com/invarhq/invar/release"
 	"github.com/invarhq/invar/spec"
 	"github.com/invarhq/invar/state"
@@ -79,6 +80,7 @@ type app struct {
 	Components []release.Placed
 	Routes     []release.Route
 	From       spec.EnvName // promote_from of all environments but itself
+	Platform   *platform.Definition
 }
 
 // evaluate is the language's evaluation.
@@ -87,8 +89,11 @@ func evaluate(_ context.Context, source io.Reader, env spec.EnvName, b release.B
 	if err := json.NewDecoder(source).Decode(&a); err != nil {
 		return release.Record{}, "", fault.As(fault.Invalid, err)
 	}
-	r := release.Record{V: 1, App: a.Name, Env: env, Bundle: name, Components: a.Components, Routes: a.Routes,
+	r := release.Record{V: 1, App: a.Name, Env: env, Bundle: name, Components: a.Components, Routes: a.Routes, Platform: a.Platform,
 		Rollout: release.Rollout{MaxParallel: 1, AutoRevert: true, HealthyDeadlineMillis: 1000, ProgressDeadlineMillis: 2000}}
+	if r.Components == nil {
+		r.Components = []release.Placed{}
+	}
 	if r.Routes == nil {
 		r.Routes = []release.Route{}
 	}

@@ -264,12 +264,12 @@ func (s *Service) move(ctx context.Context, name spec.EnvName, decide func(state
 		env := environment(now, name)
 		entries, err := decide(now, env)
 		if n := len(entries); n > 0 {
-			moved = Moved{Env: name, Entry: now.Size() + int64(n) - 1, Changed: true}
+			moved = Moved{Env: name, Changed: true}
 		} else {
 			moved = Moved{Env: name, Generation: env.Head.Number, Release: env.Head.Release, Entry: env.HeadEntry}
 		}
-		for _, e := range entries {
-			moved.target(e)
+		for i, e := range entries {
+			moved.target(e, now.Size()+int64(i))
 		}
 		moved.Changed = moved.Changed && moved.Generation > env.Head.Number
 		return entries, err
@@ -278,10 +278,12 @@ func (s *Service) move(ctx context.Context, name spec.EnvName, decide func(state
 }
 
 // target notes where the entry moves the head to.
-func (m *Moved) target(e state.Entry) {
+func (m *Moved) target(e state.Entry, at int64) {
 	switch d := e.Data.(type) {
 	case state.ChangeRequest:
 		m.Generation, m.Release, m.Change, m.Waiting = d.Base, d.Release, d.Change, true
+	case state.Bundle, state.Release, state.PolicyDecision:
+		return
 	case state.Apply:
 		m.Generation, m.Release, m.Change = d.Generation, d.Release, d.Change
 	case state.Rollback:
@@ -289,6 +291,7 @@ func (m *Moved) target(e state.Entry) {
 	case state.Destroy:
 		m.Generation, m.Release, m.Change = d.Generation, "", d.Change
 	}
+	m.Entry = at
 }
 
 // Rollback moves the head to the release of generation to, or with 0 to that of the last generation before the head

@@ -167,12 +167,28 @@ func (s *Service) References(ctx context.Context) iter.Seq2[digest.Digest, error
 				}
 			}
 		}
+		for c := range now.Changes() {
+			for _, d := range changeReferences(c) {
+				if !yield(d, nil) {
+					return
+				}
+			}
+		}
 		for r := range now.Releases() {
 			if !yield(r.Digest, nil) {
 				return
 			}
 		}
 	}
+}
+
+// changeReferences is what a change, and what was decided of it, can be looked at with.
+func changeReferences(c state.Change) []digest.Digest {
+	out := []digest.Digest{c.Plan}
+	for _, d := range c.Decisions {
+		out = append(out, d.Bundle, d.Input, d.Decision)
+	}
+	return out
 }
 
 func (s *Service) bundleReferences(known state.KnownBundle, b release.Bundle) ([]digest.Digest, error) {

@@ -430,6 +430,10 @@ func FuzzDecode(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(enc)
+	if enc, err = release.Encode(platformRecord(f, definition())); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(enc)
 	f.Add([]byte(`{"app":"a","bundle":"","components":[],"env":"e","rollout":{},"routes":[],"v":1}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		r, err := release.Decode(b)

@@ -33,20 +33,8 @@ type evaluator struct {
 // evaluate is control.Evaluate. It takes nothing on trust: the release follows from the sources, and every root
 // is built here from the image's layers and compared with what the bundle says.
 func (e *evaluator) evaluate(ctx context.Context, source io.Reader, env spec.EnvName, bundle release.Bundle, name digest.Digest) (release.Record, spec.EnvName, error) {
-	raw, err := io.ReadAll(io.LimitReader(source, maxSourceArchive+1))
+	m, err := loadSource(source)
 	if err != nil {
-		return release.Record{}, "", fmt.Errorf("reading the sources: %w", err)
-	}
-	files, err := release.ReadSource(raw)
-	if err != nil {
-		return release.Record{}, "", err
-	}
-	fsys, err := release.SourceFS(files)
-	if err != nil {
-		return release.Record{}, "", err
-	}
-	m, diags := parse.Load(fsys)
-	if err := diags.Err(); err != nil {
 		return release.Record{}, "", err
 	}
 	if m.App() != bundle.App {
@@ -71,6 +59,24 @@ func (e *evaluator) evaluate(ctx context.Context, source io.Reader, env spec.Env
 		return release.Record{}, "", err
 	}
 	return record, app.Env.PromoteFrom, e.attest(ctx, app, m.Lock(), bundle, record)
+}
+
+// loadSource reads the sources of a bundle (the deterministic tar, compressed).
+func loadSource(source io.Reader) (*parse.Module, error) {
+	raw, err := io.ReadAll(io.LimitReader(source, maxSourceArchive+1))
+	if err != nil {
+		return nil, fmt.Errorf("reading the sources: %w", err)
+	}
+	files, err := release.ReadSource(raw)
+	if err != nil {
+		return nil, err
+	}
+	fsys, err := release.SourceFS(files)
+	if err != nil {
+		return nil, err
+	}
+	m, diags := parse.Load(fsys)
+	return m, diags.Err()
 }
 
 // attest makes the bill of materials of every image that a component runs, and signs its provenance, unless that is done.

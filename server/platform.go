@@ -4,7 +4,10 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"os"
 	"os/user"
+	"slices"
+	"strconv"
 
 	"github.com/invarhq/invar/control"
 	"github.com/invarhq/invar/digest"
@@ -27,10 +30,7 @@ func (s *Server) foundPlatform(ctx context.Context) error {
 	if _, ok := s.control.State().Platform(); ok {
 		return nil
 	}
-	users, err := founders()
-	if err != nil {
-		return err
-	}
+	users := founders()
 	bundle, err := keepPlatform(ctx, s.content, parse.FirstPlatform(users))
 	if err != nil {
 		return fmt.Errorf("making the platform's first definition: %w", err)
@@ -45,16 +45,20 @@ func (s *Server) foundPlatform(ctx context.Context) error {
 	return nil
 }
 
-// founders are the local users who administer a new server: the one that it runs as, and root.
-func founders() ([]string, error) {
-	u, err := user.Current()
-	if err != nil {
-		return nil, fmt.Errorf("finding out whom the server runs as: %w", err)
+// founders are the local users who administer a new server: the one that it runs as, and root. They are named as the API names
+// who speaks to its socket: by the number where there is no name.
+func founders() []string {
+	var out []string
+	for _, uid := range []string{strconv.Itoa(os.Geteuid()), "0"} {
+		name := uid
+		if u, err := user.LookupId(uid); err == nil {
+			name = u.Username
+		}
+		if !slices.Contains(out, name) {
+			out = append(out, name)
+		}
 	}
-	if u.Username == "root" || u.Uid == "0" {
-		return []string{"root"}, nil
-	}
-	return []string{u.Username, "root"}, nil
+	return out
 }
 
 // keepPlatform stores the bundle of a definition's sources, with the artifact that others pull it by, and returns its digest.

@@ -5,6 +5,7 @@
 //
 //	data directory, ledger    nothing runs yet; a second server is refused
 //	witnesses                 what they cosigned is compared with the ledger: alarms, if it was cut back
+//	platform                  the first definition, when there is none: the next start makes it
 //	host                      finds the launcher and what runs; starts the launcher when there is none
 //	gateway                   finds the process that serves, or starts one with the last table
 //	loops                     go on with every rollout from what ledger and host say
@@ -84,7 +85,7 @@ type Server struct {
 func Run(ctx context.Context, config Config) (err error) {
 	s := &Server{config: config, log: config.Log, started: time.Now(), oidc: oidc.NewVerifier(nil)}
 	defer func() { err = errors.Join(err, s.close()) }()
-	for _, step := range []func(context.Context) error{s.openLedger, s.openWitnesses, s.openHost, s.openGateway, s.openAPI} {
+	for _, step := range []func(context.Context) error{s.openLedger, s.foundPlatform, s.openWitnesses, s.openHost, s.openGateway, s.openAPI} {
 		if err := step(ctx); err != nil {
 			return err
 		}
@@ -109,17 +110,14 @@ func (s *Server) openLedger(ctx context.Context) (err error) {
 	}
 	e := &evaluator{s.content, roots, sbom.Signer{Name: s.data.key.origin(), Key: s.data.key.private}}
 	s.control, err = control.Open(ctx, control.Config{
-		Store: s.data.store, Blobs: blobs{s.content, roots}, Attached: blobs{s.content, roots}.attached, Evaluate: e.evaluate,
+		Store: s.data.store, Blobs: blobs{s.content, roots}, Attached: blobs{s.content, roots}.attached, Evaluate: e.evaluate, Images: e.images,
 		Origin: s.data.key.origin(), Signer: s.data.key.signer, Verifier: s.data.key.verifier, VKey: s.data.key.vkey,
 		Version: s.config.Version, Init: empty, Log: s.log, User: owner(),
 	})
 	if err != nil {
 		return err
 	}
-	if err := s.data.begin(); err != nil {
-		return err
-	}
-	return s.foundPlatform(ctx)
+	return s.data.begin()
 }
 
 // owner is the name of the user that the server runs as, "" when it has none.

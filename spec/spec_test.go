@@ -72,6 +72,20 @@ func TestDurations(t *testing.T) {
 	}
 }
 
+func TestPeriods(t *testing.T) {
+	const day = 24 * time.Hour
+	for s, want := range map[string]time.Duration{"0s": 0, "62h": 62 * time.Hour, "1m30s": 90 * time.Second, "800h": 800 * time.Hour, "0d": 0, "90d": 90 * day, "2w": 14 * day, "7y": 7 * 365 * day, "100y": spec.MaxPeriod} {
+		if got, err := spec.ParsePeriod(s); err != nil || got != want {
+			t.Errorf("%q: got %s, %v", s, got, err)
+		}
+	}
+	for _, s := range []string{"", "d", "10", "1.5d", "-1d", "+1d", "07d", "1d12h", "101y", "4294967296d", "99999999999999999999y", "900000h", "7 y", "1Y", "1us", "-1s"} {
+		if _, err := spec.ParsePeriod(s); !errors.Is(err, fault.Invalid) {
+			t.Errorf("%q: got %v, want fault.Invalid", s, err)
+		}
+	}
+}
+
 func TestCPU(t *testing.T) {
 	for cores, want := range map[float64]int64{0.001: 1, 0.1: 100, 0.3: 300, 0.5: 500, 2: 2000, 1000: 1_000_000} {
 		if got, err := spec.ParseCPU(cores); err != nil || got != want {

@@ -130,33 +130,40 @@ const (
 	year = 365 * day
 )
 
-// ParsePeriod reads a duration, or a longer one: a whole number and d, w or y, of 365 days. Its errors are of kind fault.Invalid.
+// ParsePeriod reads a duration as ParseDuration does, or a longer one: a whole number and d, w or y, of 365 days; up to MaxPeriod.
+// Its errors are of kind fault.Invalid.
 func ParsePeriod(s string) (time.Duration, error) {
-	units := map[string]time.Duration{"d": day, "w": 7 * day, "y": year}
-	unit, ok := units[s[max(len(s)-1, 0):]]
+	d, ok := days(s)
 	if !ok {
-		d, err := time.ParseDuration(s)
-		if err == nil && d > MaxDuration && d%time.Millisecond == 0 {
-			return d, tooLong(s, d)
+		var err error
+		if d, err = time.ParseDuration(s); err != nil {
+			return 0, fault.WithHint(fault.Errorf(fault.Invalid, "duration %q: want a number and s, m or h, or a whole number and d, w or y", s),
+				`Write it as "72h", "90d" or "7y".`)
 		}
-		return ParseDuration(s)
 	}
-	digits := s[:len(s)-1]
-	n, err := strconv.ParseUint(digits, 10, 31)
-	if err != nil || digits[0] == '+' || digits[0] == '0' && len(digits) > 1 {
-		return 0, fault.WithHint(fault.Errorf(fault.Invalid, "duration %q: want a whole number and d, w or y", s), `Write it as "90d" or "7y".`)
+	switch {
+	case d < 0:
+		return 0, fault.Errorf(fault.Invalid, "duration %q is negative", s)
+	case d > MaxPeriod:
+		return 0, fault.Errorf(fault.Invalid, "duration %q is more than 100 years", s)
+	case d%time.Millisecond != 0:
+		return 0, fault.Errorf(fault.Invalid, "duration %q is not whole milliseconds", s)
 	}
-	if time.Duration(n) > MaxPeriod/unit {
-		return 0, tooLong(s, MaxPeriod+1)
-	}
-	return time.Duration(n) * unit, nil
+	return d, nil
 }
 
-func tooLong(s string, d time.Duration) error {
-	if d <= MaxPeriod {
-		return nil
+// days reads a whole number and d, w or y. What is more than MaxPeriod is just that.
+func days(s string) (time.Duration, bool) {
+	unit := map[byte]time.Duration{'d': day, 'w': 7 * day, 'y': year}
+	if s == "" || unit[s[len(s)-1]] == 0 {
+		return 0, false
 	}
-	return fault.Errorf(fault.Invalid, "duration %q is more than 100 years", s)
+	digits, one := s[:len(s)-1], unit[s[len(s)-1]]
+	n, err := strconv.ParseUint(digits, 10, 31)
+	if err != nil || digits != strconv.FormatUint(n, 10) {
+		return 0, false
+	}
+	return time.Duration(min(int64(n), int64(MaxPeriod/one)+1)) * one, true
 }
 
 // ParseCPU turns cores into thousandths of a core. Its errors are of kind fault.Invalid.

@@ -242,6 +242,13 @@ type Change struct {
 	ClosedAt  time.Time    `json:"closed_at,omitzero"`
 	Applied   int          `json:"applied,omitempty"` // the generation that it became
 	Approvals []Approval   `json:"approvals,omitempty"`
+	Decisions []Decision   `json:"decisions,omitempty"`
+}
+
+// Decision is a policy's judgement of a change.
+type Decision struct {
+	PolicyDecision
+	Entry int64 `json:"entry"`
 }
 
 // Approval is a signed approval of a change.
@@ -364,6 +371,20 @@ func (f *fold) approve(e Entry, d ChangeApprove) error {
 		return fault.Errorf(fault.Conflict, "change %d is approved by %s already", d.Change, e.Actor)
 	}
 	c.Approvals = append(c.Approvals, Approval{Entry: f.log.Size, By: e.Actor, At: e.Time, KeyID: e.Sigs[0].KeyID, Note: e.Reason})
+	f.put(tableChanges, c)
+	return nil
+}
+
+// decided notes what a policy said of an open change.
+func (f *fold) decided(e Entry, d PolicyDecision) error {
+	if d.Change == 0 {
+		return nil
+	}
+	c, err := f.open(e, d.Change)
+	if err != nil {
+		return err
+	}
+	c.Decisions = append(slices.Clone(c.Decisions), Decision{d, f.log.Size})
 	f.put(tableChanges, c)
 	return nil
 }

@@ -123,7 +123,9 @@ func (f *fold) apply(entries []Entry) error {
 		return f.confirm(e, d)
 	case ChangeReview:
 		return f.review(e, d)
-	case PolicyDecision, AccessDenied:
+	case PolicyDecision:
+		return f.decided(e, d)
+	case AccessDenied:
 	case ReleaseRevoke:
 		return f.revoke(e, d)
 	case TokenCreate:

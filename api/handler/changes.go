@@ -216,10 +216,26 @@ func (h *Handler) change(ctx context.Context, text string) (api.ChangeDetail, er
 		return api.ChangeDetail{}, fmt.Errorf("reading the plan of change %d: %w", n, err)
 	}
 	rules, _ := st.Platform()
+	verdicts, err := h.config.Control.Decisions(ctx, c)
+	if err != nil {
+		return api.ChangeDetail{}, err
+	}
 	return api.ChangeDetail{
 		ChangeSummary: summaryOfChange(c, rules), Log: st.Log().Origin, Request: string(c.ID), Entry: uint64(c.Entry), Bundle: c.Bundle,
-		Plan: planOf(planned), PlanJSON: json.RawMessage(raw), Decisions: []api.Decision{},
+		Plan: planOf(planned), PlanJSON: json.RawMessage(raw), Decisions: each(verdicts, decisionOf),
 	}, nil
+}
+
+func decisionOf(v control.Verdict) api.Decision {
+	out := api.Decision{Policy: v.Policy, Phase: v.Phase, Allowed: v.Decision.Allowed, Digest: v.Digest, Entry: uint64(v.Entry), Messages: []api.DecisionReason{}}
+	if v.Decision.Failure != nil {
+		out.Failure = v.Decision.Failure.Cause
+	}
+	for _, r := range v.Decision.Results {
+		out.Messages = append(out.Messages, api.DecisionReason{Kind: string(r.Kind), Rule: r.Rule, Subject: r.Subject, Message: r.Message,
+			Controls: r.Controls, Exempted: r.Exempted, Expired: r.Expired})
+	}
+	return out
 }
 
 func (h *Handler) revoke(ctx context.Context, ref, reason string) (api.Revoked, error) {

@@ -62,8 +62,7 @@ func (h *Handler) registerMoves() {
 	register(h, envOp("plan", write, api.PathPlan, "Plan an apply",
 		"Says what applying a release would do, and changes nothing. The bundle, its sources and its images are in the registry already. The server evaluates the bundle again, and refuses a release with another digest.", missing, stale),
 		func(ctx context.Context, in *envBody[api.PlanRequest]) (*body[api.Plan], error) {
-			planned, err := h.config.Control.Plan(ctx, in.proposal(in.Body.Bundle, in.Body.Release))
-			return answerWith(planOf(planned), err)
+			return answerWith(h.plan(ctx, in.proposal(in.Body.Bundle, in.Body.Release)))
 		})
 	register(h, envOp("apply", write, api.PathApply, "Apply a plan",
 		"Moves the head to the release, by a plan that was looked at. It returns when that is in the ledger; the rollout follows, and events show it. Refused with 409 when the environment has moved on since the plan.", missing, stale),
@@ -97,6 +96,24 @@ func (h *Handler) registerMoves() {
 			moved, err := h.config.Control.Destroy(ctx, actorFrom(ctx), spec.EnvName(in.Env), in.Body.Volumes, in.Body.Reason, how)
 			return answerWith(acceptedOf(moved), err)
 		})
+}
+
+// plan makes a plan, and asks the policies about it.
+func (h *Handler) plan(ctx context.Context, p control.Proposal) (api.Plan, error) {
+	planned, err := h.config.Control.Plan(ctx, p)
+	if err != nil {
+		return api.Plan{}, err
+	}
+	verdicts, err := h.config.Control.Verdicts(ctx, actorFrom(ctx), p, planned)
+	if err != nil {
+		return api.Plan{}, err
+	}
+	out := planOf(planned)
+	out.Decisions = each(verdicts, decisionOf)
+	if rules, ok := h.config.Control.State().Platform(); ok {
+		out.Governed = rules.Governed(p.Env)
+	}
+	return out, nil
 }
 
 func (in *envBody[T]) proposal(bundle, rel digest.Digest) control.Proposal {

@@ -424,6 +424,15 @@ func TestPushAndFetchOverAUnixSocket(t *testing.T) {
 	if err := third.Fetch(t.Context(), remote, digest.Of([]byte("none")), nil); !errors.Is(err, fault.NotFound) {
 		t.Errorf("Fetch of nothing: %v", err)
 	}
+	if b, err := remote.Blob(t.Context(), d, int64(len(raw))); err != nil || !bytes.Equal(b, raw) {
+		t.Errorf("Blob: %q, %v", b, err)
+	}
+	if _, err := remote.Blob(t.Context(), d, int64(len(raw))-1); !errors.Is(err, fault.Invalid) {
+		t.Errorf("Blob beyond its limit: %v", err)
+	}
+	if _, err := remote.Blob(t.Context(), digest.Of([]byte("none")), 1); !errors.Is(err, fault.NotFound) {
+		t.Errorf("Blob of nothing: %v", err)
+	}
 }
 
 func unixTransport(t *testing.T, s *registry.Store) http.RoundTripper {

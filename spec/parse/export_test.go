@@ -1,8 +1,19 @@
 package parse
 
-// SchemaNames returns "section.name" for everything that a file may hold: attributes and inner blocks, by the
+import "slices"
+
+// SchemaNames returns "section.name" for everything that an app's file may hold: attributes and inner blocks, by the
 // section of docs/configuration.md that describes them. Inner blocks are described as "component.file".
-func SchemaNames() []string {
+func SchemaNames() []string { return namesOf(fileBlock) }
+
+// PlatformNames is SchemaNames of the platform's file, and docs/platform.md. What it shares with apps is described there.
+func PlatformNames() []string {
+	own := *platformBlock
+	own.blocks = slices.DeleteFunc(slices.Clone(own.blocks), func(b *block) bool { return b == variableBlock || b == localsBlock })
+	return namesOf(&own)
+}
+
+func namesOf(file *block) []string {
 	var out []string
 	var walk func(section string, b *block)
 	walk = func(section string, b *block) {
@@ -14,7 +25,7 @@ func SchemaNames() []string {
 			walk(sectionOf(section, k.name), k)
 		}
 	}
-	walk("File", fileBlock)
+	walk("File", file)
 	return out
 }
 

@@ -7,6 +7,7 @@ import (
 	"math/rand"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"testing/fstest"
@@ -17,6 +18,7 @@ import (
 
 	"github.com/invarhq/invar/digest"
 	"github.com/invarhq/invar/image"
+	"github.com/invarhq/invar/platform"
 	"github.com/invarhq/invar/release"
 	"github.com/invarhq/invar/spec"
 	"github.com/invarhq/invar/spec/parse"
@@ -451,6 +453,41 @@ func FuzzLoad(f *testing.F) {
 	})
 }
 
+func FuzzPlatform(f *testing.F) {
+	f.Add([]byte(bankPlatform))
+	f.Add(parse.FirstPlatform([]string{"alice", "root"})["platform.hcl"])
+	a, err := txtar.ParseFile("testdata/errors/platform.txtar")
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(a.Files[0].Data)
+	f.Fuzz(func(t *testing.T, src []byte) {
+		fsys := bankFS()
+		fsys["platform.hcl"] = &fstest.MapFile{Data: src}
+		m, _ := parse.Load(fsys)
+		m.Validate()
+		def, diags := m.Definition()
+		if diags.HasErrors() {
+			return
+		}
+		r, err := release.EvaluatePlatform(def, digest.Of(src))
+		if err != nil {
+			t.Fatalf("a definition without problems makes no release: %v", err)
+		}
+		enc, err := release.Encode(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := release.Decode(enc); err != nil {
+			t.Fatalf("its release is not read again: %v\n%s", err, enc)
+		}
+		again, _ := parse.Load(fsys)
+		if same, _ := again.Definition(); !reflect.DeepEqual(def, same) {
+			t.Error("two evaluations differ")
+		}
+	})
+}
+
 func FuzzReadLock(f *testing.F) {
 	f.Add(parse.WriteLock(image.Lock{Images: map[string]image.LockedImage{
 		"a": {Ref: "r/a:1", Digest: digest.Of(nil)},
@@ -503,9 +540,10 @@ func BenchmarkEvaluateThousandComponents(b *testing.B) {
 	}
 }
 
-// The documentation is held to the code.
-func TestEveryAttributeIsDocumented(t *testing.T) {
-	doc, err := os.ReadFile("../../docs/configuration.md")
+// sectionsOf returns the sections of a page of the documentation.
+func sectionsOf(t *testing.T, page string) map[string]string {
+	t.Helper()
+	doc, err := os.ReadFile("../../docs/" + page)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -514,17 +552,43 @@ func TestEveryAttributeIsDocumented(t *testing.T) {
 		title, body, _ := strings.Cut(part, "\n")
 		sections[strings.Trim(title, "`")] = body
 	}
-	for _, name := range parse.SchemaNames() {
+	return sections
+}
+
+func documented(t *testing.T, page string, names []string) {
+	t.Helper()
+	sections := sectionsOf(t, page)
+	for _, name := range names {
 		section, attr, _ := strings.Cut(name, ".")
 		body, ok := sections[section]
 		if !ok {
-			t.Errorf("docs/configuration.md has no section %q", section)
+			t.Errorf("docs/%s has no section %q", page, section)
 			continue
 		}
-		if !strings.Contains(body, "`"+attr+"`") {
-			t.Errorf("docs/configuration.md: section %q does not describe `%s`", section, attr)
+		if !strings.Contains(body, "\n| `"+attr+"` |") {
+			t.Errorf("docs/%s: section %q does not describe `%s`", page, section, attr)
 		}
 	}
+}
+
+func TestEveryAttributeOfThePlatformIsDocumented(t *testing.T) {
+	documented(t, "platform.md", parse.PlatformNames())
+	permissions := sectionsOf(t, "platform.md")["Permissions"]
+	for _, p := range platform.Permissions() {
+		of := "environments"
+		if p.Global() {
+			of = "the server"
+		}
+		if !strings.Contains(permissions, fmt.Sprintf("\n| `%s` | %s |", p, of)) {
+			t.Errorf("docs/platform.md does not say what permission %s is of %s", p, of)
+		}
+	}
+}
+
+// The documentation is held to the code.
+func TestEveryAttributeIsDocumented(t *testing.T) {
+	documented(t, "configuration.md", parse.SchemaNames())
+	sections := sectionsOf(t, "configuration.md")
 	for _, f := range parse.FunctionNames() {
 		if !strings.Contains(sections["Functions"], "`"+f+"`") {
 			t.Errorf("docs/configuration.md does not name the function %s", f)

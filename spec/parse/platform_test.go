@@ -257,7 +257,7 @@ principal "a" { local_users = ["y", "x"] }`)}})
 }
 
 func TestFirstPlatformIsSoundAndLocksNobodyOut(t *testing.T) {
-	for _, users := range [][]string{{"root"}, {"alice", "root"}, {"J_Doe", "root"}, {"0day", "admin", "root"}} {
+	for _, users := range [][]string{{"root"}, {"alice", "root"}, {"J_Doe", "root"}, {"1000", "root"}, {"...", "%", "root"}, {"a.b", "a_b"}} {
 		files := parse.FirstPlatform(users)
 		fsys := fstest.MapFS{}
 		for name, src := range maps.All(files) {

@@ -9,8 +9,10 @@ import (
 	"github.com/invarhq/invar/spec"
 )
 
-// PrincipalOf is the name of the principal that FirstPlatform makes for a local user.
-func PrincipalOf(user string) string { return cmp.Or(spec.SuggestName(user), "admin") }
+// PrincipalOf is the name of the principal that FirstPlatform makes for a local user. A user without a name is a number.
+func PrincipalOf(user string) string {
+	return cmp.Or(spec.SuggestName(user), spec.SuggestName("user-"+user), "admin")
+}
 
 // FirstPlatform returns the sources of a new server's platform: the local users are its administrators. It says by comments
 // how to go on. Equal arguments give equal sources.
