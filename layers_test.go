@@ -31,6 +31,7 @@ var heavy = map[string]string{
 	"charm.land/lipgloss/":                  "cli",
 	"github.com/prometheus/client_golang/":  "server",
 	"github.com/gowebpki/jcs":               "digest",
+	"github.com/open-policy-agent/opa/":     "policy",
 	"github.com/hiddeco/sshsig":             "identity/sshkey",
 	"github.com/coreos/go-oidc/":            "identity/oidc",
 	"golang.org/x/oauth2":                   "identity/oidc",
