@@ -38,6 +38,7 @@ var heavy = map[string]string{
 	"github.com/zitadel/oidc/":              "identity/oidc/oidctest",
 	"github.com/CycloneDX/cyclonedx-go":     "image/sbom",
 	"github.com/secure-systems-lab/":        "image/sbom",
+	"filippo.io/age":                        "secret/vault",
 }
 
 // pkg is a package of ours: what it imports, and its row in the table.
