@@ -85,6 +85,7 @@ func (o *owner) start(ctx context.Context, i instance.Identity) error {
 	if err != nil {
 		return err
 	}
+	defer s.ClearSecrets()
 	err = o.slot(ctx, func() error {
 		if err := o.r.config.Host.Create(ctx, s); err != nil {
 			return err

@@ -30,7 +30,6 @@ import (
 	"github.com/invarhq/invar/deploy"
 	"github.com/invarhq/invar/gateway"
 	"github.com/invarhq/invar/instance"
-	"github.com/invarhq/invar/release"
 	"github.com/invarhq/invar/runtime"
 	"github.com/invarhq/invar/spec"
 )
@@ -66,8 +65,8 @@ type Config struct {
 	Recorder Recorder
 	Host     runtime.Host
 	Traffic  Traffic
-	// Secrets returns the value of a secret's version. nil: components with secrets can't be started.
-	Secrets func(context.Context, release.Secret) ([]byte, error)
+	// Secrets returns the value of the version of an environment's secret, which is overwritten once it is delivered. nil: components with secrets can't be started.
+	Secrets Secrets
 	// NewID names a new instance. nil: at random.
 	NewID func(spec.ComponentName) instance.ID
 	// Parallel bounds the acts on instances at a time; 0: 8.

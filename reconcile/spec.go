@@ -15,11 +15,15 @@ import (
 	"github.com/invarhq/invar/instance"
 	"github.com/invarhq/invar/release"
 	"github.com/invarhq/invar/runtime"
+	"github.com/invarhq/invar/spec"
 )
+
+// Secrets returns the value of the version of an environment's secret.
+type Secrets = func(context.Context, spec.EnvName, release.Secret) ([]byte, error)
 
 // Spec returns what a host needs to run an instance of the component. Used components get a loopback address each and
 // their names in the hosts file; with egress, the usual variables name the forward proxy unless the component sets them.
-func Spec(ctx context.Context, i instance.Identity, c release.Component, secrets func(context.Context, release.Secret) ([]byte, error)) (runtime.Spec, error) {
+func Spec(ctx context.Context, i instance.Identity, c release.Component, secrets Secrets) (runtime.Spec, error) {
 	s := runtime.Spec{
 		Identity: i, Root: c.Root, Args: c.Args, Env: environ(c), WorkDir: c.WorkDir, User: c.User,
 		Hosts: hosts(c), Health: health(c.Health),
@@ -36,7 +40,7 @@ func Spec(ctx context.Context, i instance.Identity, c release.Component, secrets
 		s.Volumes = append(s.Volumes, runtime.Volume{Env: string(i.Env), Component: string(i.Component), Name: string(v.Name), Path: v.Path})
 	}
 	var err error
-	if s.Files, err = files(ctx, c, secrets); err != nil {
+	if s.Files, err = files(ctx, i.Env, c, secrets); err != nil {
 		return s, fmt.Errorf("preparing instance %s: %w", i.ID, err)
 	}
 	return s, nil
@@ -86,7 +90,7 @@ func health(h *release.Health) *runtime.Health {
 	}
 }
 
-func files(ctx context.Context, c release.Component, secrets func(context.Context, release.Secret) ([]byte, error)) ([]runtime.File, error) {
+func files(ctx context.Context, env spec.EnvName, c release.Component, secrets Secrets) ([]runtime.File, error) {
 	var list []runtime.File
 	for _, f := range c.Files {
 		content := []byte(f.Text)
@@ -102,11 +106,11 @@ func files(ctx context.Context, c release.Component, secrets func(context.Contex
 		if secrets == nil {
 			return nil, fault.Errorf(fault.Invalid, "secret %s: this server has no store of secrets", s.Name)
 		}
-		content, err := secrets(ctx, s)
+		content, err := secrets(ctx, env, s)
 		if err != nil {
 			return nil, fmt.Errorf("secret %s: %w", s.Name, err)
 		}
-		list = append(list, runtime.File{Path: s.Path, Content: content, Mode: s.Mode, User: c.User, Secret: true})
+		list = append(list, runtime.File{Path: s.Path, Content: content, Mode: s.Mode, User: cmp.Or(s.User, c.User), Secret: s.Version})
 	}
 	return list, nil
 }

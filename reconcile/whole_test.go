@@ -246,7 +246,7 @@ func (s *server) apply(v string) error {
 }
 
 // evaluate makes a release of a version, which is all that the sources have in them.
-func evaluate(_ context.Context, source io.Reader, env spec.EnvName, _ release.Bundle, name digest.Digest) (release.Record, spec.EnvName, error) {
+func evaluate(_ context.Context, source io.Reader, env spec.EnvName, _ release.Bundle, name digest.Digest, _ release.Pins) (release.Record, spec.EnvName, error) {
 	v, err := io.ReadAll(source)
 	if err != nil {
 		return release.Record{}, "", err

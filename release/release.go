@@ -97,12 +97,13 @@ type File struct {
 	User   string `json:"user,omitempty"`
 }
 
-// Secret pins a version of a secret; never its value.
+// Secret pins a version of a secret, by the digest of its ciphertext; never its value.
 type Secret struct {
 	Path    string        `json:"path"`
 	Name    string        `json:"name"`
 	Version digest.Digest `json:"version,omitempty"`
 	Mode    uint32        `json:"mode"`
+	User    string        `json:"user,omitempty"` // owner, as in File; unset: the component's user
 }
 
 // Port is a port inside the instance's network.

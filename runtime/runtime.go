@@ -21,6 +21,7 @@ package runtime
 import (
 	"context"
 	"io"
+	"slices"
 	"time"
 
 	"github.com/invarhq/invar/digest"
@@ -132,9 +133,38 @@ type HostEntry struct {
 type File struct {
 	Path    string `json:"path"`
 	Content []byte `json:"content"`
-	Mode    uint32 `json:"mode"`             // permission bits; 0444 unless said
-	User    string `json:"user,omitempty"`   // owner, as in Spec; the instance's user unless said
-	Secret  bool   `json:"secret,omitempty"` // kept in memory only
+	Mode    uint32 `json:"mode"`           // permission bits; 0444 unless said
+	User    string `json:"user,omitempty"` // owner, as in Spec; the instance's user unless said
+
+	// Secret names the version of a secret that Content is the value of; "" for what is no secret. A host keeps the value in memory that
+	// is never written to a disk, as the file that the instance reads, and nowhere else; by its name it knows it again.
+	Secret digest.Digest `json:"secret,omitempty"`
+}
+
+// WithoutSecrets returns the spec without the values of secrets: what a host may remember of it. It shares nothing that is changed
+// with s.
+func (s Spec) WithoutSecrets() Spec {
+	s.Files = slices.Clone(s.Files)
+	for i := range s.Files {
+		if s.Files[i].Secret != "" {
+			s.Files[i].Content = nil
+		}
+	}
+	return s
+}
+
+// ClearSecrets overwrites the values of secrets, which a host does not keep, once it has been given them.
+func (s Spec) ClearSecrets() {
+	for _, f := range s.Files {
+		if f.Secret != "" {
+			clear(f.Content)
+		}
+	}
+}
+
+// HasSecrets reports whether a secret is delivered to the instance.
+func (s Spec) HasSecrets() bool {
+	return slices.ContainsFunc(s.Files, func(f File) bool { return f.Secret != "" })
 }
 
 // Scratch is a noexec tmpfs. There is no other writable place but volumes: not /tmp, /run or /dev/shm, unless they are scratches.

@@ -158,6 +158,13 @@ func (c *checker) paths(comp Component) {
 	}
 	for _, s := range comp.Secrets {
 		place(s.Range, "secret", s.Path)
+		if err := CheckName(s.Name); err != nil {
+			suggestion := ""
+			if near := SuggestName(s.Name); near != "" {
+				suggestion = fmt.Sprintf("Did you mean %q?", near)
+			}
+			c.add(s.Range, "name", "Invalid name", suggestion, "Secret %q of component %q is named %q: %v.", s.Path, comp.Name, s.Name, err)
+		}
 	}
 }
 

@@ -125,11 +125,12 @@ type File struct {
 	Range   Range
 }
 
-// Secret is a pinned version of a named secret, delivered as a file.
+// Secret is a named secret of the environment, delivered as a file. A release pins a version of it.
 type Secret struct {
 	Path  string
 	Name  string
 	Mode  uint32 // 0400 unless said
+	User  string // owner, "uid[:gid]" or a name; "" is the component's user
 	Range Range
 }
 

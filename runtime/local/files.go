@@ -68,7 +68,10 @@ func (h *Host) writeFiles(s runtime.Spec, rootDir string, who user) ([]specs.Mou
 			return nil, err
 		}
 	}
-	b, err := json.Marshal(s)
+	if err := h.inMemory(s); err != nil {
+		return nil, err
+	}
+	b, err := json.Marshal(s.WithoutSecrets())
 	if err != nil {
 		return nil, err
 	}
@@ -99,6 +102,22 @@ func (h *Host) writeFiles(s runtime.Spec, rootDir string, who user) ([]specs.Mou
 		mounts = append(mounts, bind(at, f.Path, "ro", "noexec"))
 	}
 	return mounts, nil
+}
+
+// inMemory refuses an instance with secrets where the run directory would put them on a disk.
+func (h *Host) inMemory(s runtime.Spec) error {
+	if !s.HasSecrets() {
+		return nil
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(h.dir(s.Identity.ID), &st); err != nil {
+		return fmt.Errorf("examining %s: %w", h.run, err)
+	}
+	if st.Type != unix.TMPFS_MAGIC {
+		return fault.WithHint(fault.Errorf(fault.Unavailable, "%s is no tmpfs: a secret in it would be written to a disk", h.run),
+			"unmount what is mounted there, and start the server again")
+	}
+	return nil
 }
 
 // makeFIFO makes one that the instance may open again by /dev/stdout.

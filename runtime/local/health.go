@@ -154,6 +154,9 @@ func (c *checker) exec(ctx context.Context) error {
 		return errors.New("the launcher told no result")
 	case r.TimedOut:
 		return fmt.Errorf("%s: no result after %v", c.what.Exec[0], c.what.Timeout)
+	case r.ExitCode != 0 && c.i.spec.HasSecrets():
+		// What it says of itself goes into the ledger, for good; and it can read them.
+		return fmt.Errorf("%s: exit code %d; what it wrote is not kept, since the instance has secrets", c.what.Exec[0], r.ExitCode)
 	case r.ExitCode != 0:
 		return fmt.Errorf("%s: exit code %d: %s", c.what.Exec[0], r.ExitCode, strings.TrimSpace(r.Output))
 	}

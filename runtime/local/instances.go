@@ -28,8 +28,8 @@ const defaultStopTimeout = 10 * time.Second
 
 // inst is one instance. Its fields below act are guarded by the Host's mu.
 type inst struct {
-	spec runtime.Spec
-	act  sync.Mutex // held by Create and Remove: one at a time
+	spec runtime.Spec // without the values of secrets
+	act  sync.Mutex   // held by Create and Remove: one at a time
 
 	attempt string               // of the launcher's creation that seen is about; "" when an earlier Host made it
 	seen    instance.Observation // State Absent while it is being created
@@ -116,7 +116,7 @@ func (h *Host) Create(ctx context.Context, spec runtime.Spec) error {
 			"install runsc on this machine, or leave isolation unset")
 	}
 	for {
-		i := h.claim(spec)
+		i := h.claim(spec.WithoutSecrets())
 		again, err := h.createClaimed(ctx, i, spec)
 		if !again {
 			return err
@@ -145,12 +145,12 @@ func (h *Host) createClaimed(ctx context.Context, i *inst, spec runtime.Spec) (a
 	switch {
 	case dead:
 		return true, nil // removed while this waited: claim anew
-	case !reflect.DeepEqual(i.spec, spec):
+	case !reflect.DeepEqual(i.spec, spec.WithoutSecrets()):
 		return false, fault.Errorf(fault.Conflict, "creating instance %s: it exists with another spec", spec.Identity.ID)
 	case state != instance.Absent:
 		return false, nil
 	}
-	if err := h.make(ctx, i); err != nil {
+	if err := h.make(ctx, i, spec); err != nil {
 		err = errors.Join(err, h.discard(context.WithoutCancel(ctx), i))
 		return false, unavailable(fmt.Errorf("creating instance %s: %w", spec.Identity.ID, err))
 	}
@@ -166,14 +166,14 @@ func unavailable(err error) error {
 }
 
 // make does the work of Create. A crash in it leaves an instance that the launcher may not know; the next Host discards it then.
-func (h *Host) make(ctx context.Context, i *inst) error {
+func (h *Host) make(ctx context.Context, i *inst, spec runtime.Spec) error {
 	hastened := make(chan struct{})
 	go func() {
 		defer close(hastened)
 		h.hasten()
 	}()
 	defer func() { <-hastened }()
-	oci, err := h.build(ctx, i.spec)
+	oci, err := h.build(ctx, spec)
 	if err != nil {
 		return err
 	}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/invarhq/invar/digest"
 	"github.com/invarhq/invar/fault"
 	"github.com/invarhq/invar/instance"
 	"github.com/invarhq/invar/runtime"
@@ -26,7 +27,7 @@ func (m *machine) full(id string) runtime.Spec {
 	s.Files = []runtime.File{
 		{Path: "/etc/web/config.yaml", Content: []byte("level: info\n"), Mode: 0o444},
 		{Path: "/etc/passwd", Content: []byte("web:x:1000:1000::/:/bin/sh\n"), Mode: 0o440, User: "0:2000"}, // shadows the root's
-		{Path: "/run/secrets/password", Content: []byte("hunter2"), Mode: 0o400, User: "web", Secret: true},
+		{Path: "/run/secrets/password", Content: []byte("hunter2"), Mode: 0o400, User: "web", Secret: digest.Of([]byte("ciphertext"))},
 	}
 	s.Scratches = append(s.Scratches, runtime.Scratch{Path: "/tmp", SizeBytes: 1 << 20})
 	s.Volumes = []runtime.Volume{{Env: "test", Component: "web", Name: "data", Path: "/data"}, {Env: "test", Component: "web", Name: "new", Path: "/var/lib/new"}}

@@ -190,7 +190,7 @@ func (h *Host) prepare() error {
 		return err
 	}
 	if !mounted {
-		if err := unix.Mount("invar", h.run, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0711"); err != nil {
+		if err := mountMemory(h.run); err != nil {
 			return fmt.Errorf("mounting a tmpfs on %s: %w", h.run, err)
 		}
 	}
@@ -205,6 +205,16 @@ func (h *Host) prepare() error {
 	// What an instance's first process mounts, it reaches by path only as the group 0 of its user namespace: nobody else is in that group.
 	// Else it would ask the launcher for each mount, which takes longer.
 	return os.Chown(filepath.Join(h.run, "instances"), 0, UIDBase)
+}
+
+// mountMemory mounts a tmpfs that is never swapped out, where the kernel can (Linux 6.4): it holds secrets.
+func mountMemory(path string) error {
+	const flags = unix.MS_NOSUID | unix.MS_NODEV
+	err := unix.Mount("invar", path, "tmpfs", flags, "mode=0711,noswap")
+	if errors.Is(err, unix.EINVAL) {
+		err = unix.Mount("invar", path, "tmpfs", flags, "mode=0711")
+	}
+	return err
 }
 
 // takeLock keeps a second Host out. The lock lies beside RUN, which is mounted over.

@@ -138,6 +138,7 @@ func (f *Fake) Create(ctx context.Context, spec runtime.Spec) error {
 	if f.config.Behave != nil {
 		behave = f.config.Behave(spec)
 	}
+	spec = spec.WithoutSecrets()
 	if _, old := f.find(spec.Identity.ID); old == nil {
 		if err := f.pause(ctx, behave.CreateTakes); err != nil {
 			return err

@@ -270,7 +270,7 @@ func (e *evaluator) places(n *node, out *spec.Component) {
 		out.Files = append(out.Files, e.file(k))
 	}
 	for _, k := range n.inner("secret") {
-		out.Secrets = append(out.Secrets, spec.Secret{Path: k.label(), Name: k.text("name"), Mode: k.mode("mode", 0o400), Range: e.done(k)})
+		out.Secrets = append(out.Secrets, spec.Secret{Path: k.label(), Name: k.text("name"), Mode: k.mode("mode", 0o400), User: k.text("user"), Range: e.done(k)})
 	}
 	for _, k := range n.inner("port") {
 		out.Ports = append(out.Ports, e.port(out.Name, n, k))

@@ -52,7 +52,13 @@ func releaseOf(t testing.TB, app spec.App) digest.Digest {
 		images[img.Name] = image.Resolved{Manifest: d, Size: 1, Root: d, RootSize: 1, Platform: image.Platform{OS: "linux", Architecture: "amd64"},
 			Config: image.Config{Entrypoint: []string{"/app"}}}
 	}
-	r, err := release.Evaluate(app, digest.Of(nil), images)
+	pins := release.Pins{}
+	for _, c := range app.Components {
+		for _, s := range c.Secrets {
+			pins[s.Name] = digest.Of([]byte(s.Name))
+		}
+	}
+	r, err := release.Evaluate(app, digest.Of(nil), images, pins)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -125,7 +125,7 @@ var (
 			str("stop_signal"), str("stop_timeout"), raw("for_each")),
 		blocks: []*block{
 			{name: "file", labels: []string{"path"}, attrs: []attr{str("content"), str("content_base64"), str("source"), str("mode"), str("user")}},
-			{name: "secret", labels: []string{"path"}, attrs: []attr{must(str("name")), str("mode")}},
+			{name: "secret", labels: []string{"path"}, attrs: []attr{must(str("name")), str("mode"), str("user")}},
 			{name: "port", labels: []string{"name"}, attrs: []attr{{name: "number", typ: cty.Number, required: true, raw: true}}},
 			healthBlock,
 			{name: "scratch", labels: []string{"path"}, attrs: []attr{str("size"), str("mode")}},
