@@ -65,6 +65,8 @@ const (
 	PathWhoAmI       = "/v1/whoami"
 	PathMeasure      = "/v1/environments/{env}/verify"
 	PathLogs         = "/v1/environments/{env}/logs/{component}"
+	PathSecrets      = "/v1/environments/{env}/secrets"
+	PathSecret       = "/v1/environments/{env}/secrets/{name}"
 	PathRelease      = "/v1/releases/{ref}"
 	PathDiff         = "/v1/diff"
 	PathEvents       = "/v1/events"
@@ -101,6 +103,11 @@ func RevokePath(ref string) string { return fill(PathRevoke, "{ref}", ref) }
 // LogsPath is where the log of a component is.
 func LogsPath(env, component string) string {
 	return fill(fill(PathLogs, "{env}", env), "{component}", component)
+}
+
+// SecretPath is where the versions of a secret are.
+func SecretPath(env, name string) string {
+	return fill(fill(PathSecret, "{env}", env), "{name}", name)
 }
 
 // ReleasePath is where a release is.

@@ -194,7 +194,7 @@ type Generation struct {
 // PlanRequest asks what applying a release would do.
 type PlanRequest struct {
 	Bundle  digest.Digest `json:"bundle" pattern:"^sha256:[0-9a-f]{64}$" doc:"Digest of the bundle, already in the server's registry."`
-	Release digest.Digest `json:"release" pattern:"^sha256:[0-9a-f]{64}$" doc:"Digest of the release, already in the server's registry. The server evaluates the bundle again and refuses another digest."`
+	Release digest.Digest `json:"release,omitempty" pattern:"^sha256:[0-9a-f]{64}$" doc:"Digest of the release that the client evaluated from it; absent: whatever the server gets."`
 }
 
 // Plan is what applying a release would do. Its digest is what an apply, and later an approval, is bound to.
@@ -499,6 +499,51 @@ type Token struct {
 	Environments []string   `json:"environments,omitempty" doc:"Where; absent: wherever its principal may."`
 	ExpiresAt    *time.Time `json:"expires_at,omitempty" doc:"When it ends; absent: it does not."`
 	Session      bool       `json:"session,omitempty" doc:"It comes of a login."`
+}
+
+// MaxSecretBytes bounds the value of a secret.
+const MaxSecretBytes = 64 << 10
+
+// SecretRequest asks for a new version of a secret. It is the only message that a value is in, and there is none that a value comes
+// back in.
+type SecretRequest struct {
+	Value  []byte `json:"value" doc:"The value: 1 to 65,536 bytes, in base64. It is never told again."`
+	Reason string `json:"reason,omitempty" maxLength:"4096" doc:"Why; recorded in the ledger."`
+}
+
+// Secrets are the secrets of an environment.
+type Secrets struct {
+	Secrets []Secret `json:"secrets" doc:"Sorted by name."`
+}
+
+// Secret is a secret of an environment; never its value.
+type Secret struct {
+	Env      string        `json:"env" doc:"Environment."`
+	Name     string        `json:"name" example:"db-password" doc:"Name of the secret."`
+	Version  digest.Digest `json:"version" doc:"Newest version: the digest of its ciphertext. What is planned now pins it."`
+	Versions int           `json:"versions" doc:"How many versions there are."`
+	By       string        `json:"by" example:"local:alice" doc:"Who made the newest version."`
+	Reason   string        `json:"reason,omitempty" doc:"The reason that was given."`
+	At       time.Time     `json:"at" doc:"When it was made."`
+	UsedBy   []string      `json:"used_by" doc:"Components of the head that get the secret, sorted."`
+	Head     digest.Digest `json:"head,omitempty" doc:"Version that the head pins; absent when no component of it gets the secret."`
+}
+
+// SecretHistory are all versions of a secret.
+type SecretHistory struct {
+	Versions []SecretVersion `json:"versions" doc:"Newest first."`
+}
+
+// SecretVersion is a version of a secret; never its value.
+type SecretVersion struct {
+	Env     string        `json:"env" doc:"Environment."`
+	Name    string        `json:"name" doc:"Name of the secret."`
+	Version digest.Digest `json:"version" doc:"Name of the version: the digest of its ciphertext."`
+	By      string        `json:"by" doc:"Who made it."`
+	Reason  string        `json:"reason,omitempty" doc:"The reason that was given."`
+	At      time.Time     `json:"at" doc:"When it was made."`
+	Entry   uint64        `json:"entry" doc:"Ledger entry that says so."`
+	Head    bool          `json:"head" doc:"Whether the head pins it."`
 }
 
 // Health is the answer of PathHealth.

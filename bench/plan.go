@@ -119,7 +119,7 @@ func evaluate(app string) error {
 	one := digest.Of(nil)
 	images := map[spec.ImageName]image.Resolved{"web": {Manifest: one, Size: 1, Root: one, RootSize: 1,
 		Platform: image.Platform{OS: "linux", Architecture: goarch}, Config: image.Config{Entrypoint: []string{"/serve"}}}}
-	r, err := release.Evaluate(evaluated, one, images)
+	r, err := release.Evaluate(evaluated, one, images, nil)
 	if err != nil {
 		return err
 	}

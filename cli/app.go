@@ -410,7 +410,7 @@ func (a *app) plan(ctx context.Context, env spec.EnvName) (api.Plan, error) {
 	if err != nil {
 		return api.Plan{}, err
 	}
-	made, err := a.release(ctx, env, baked, req.Store)
+	made, err := a.release(ctx, env, baked, req.Store, serverPins(cl, env))
 	if err != nil {
 		return api.Plan{}, err
 	}
@@ -421,7 +421,7 @@ func (a *app) plan(ctx context.Context, env spec.EnvName) (api.Plan, error) {
 }
 
 // release makes bundle and release of the directory as it is now, the lock included.
-func (a *app) release(ctx context.Context, env spec.EnvName, images map[spec.ImageName]image.Resolved, store *registry.Store) (made, error) {
+func (a *app) release(ctx context.Context, env spec.EnvName, images map[spec.ImageName]image.Resolved, store *registry.Store, pins pinner) (made, error) {
 	fsys := os.DirFS(a.dir)
 	m, diags := parse.Load(fsys)
 	if err := a.diagnose(diags); err != nil {
@@ -435,5 +435,5 @@ func (a *app) release(ctx context.Context, env spec.EnvName, images map[spec.Ima
 		}
 		files[name] = b
 	}
-	return makeRelease(ctx, env, files, images, store)
+	return makeRelease(ctx, env, files, images, store, pins)
 }

@@ -74,6 +74,8 @@ type ServerConfig struct {
 	ACMEMail string
 	ACMERoot string // file of PEM certificates that the ACME server is trusted by; "" is the system's
 
+	SecretsKeyCommand string // prints the key of secrets; "" keeps it in a file
+
 	Witnesses witness.Policy // who watches the ledger from elsewhere, and what makes a quorum of them
 }
 
@@ -185,7 +187,7 @@ func (a *app) root() *cobra.Command {
 	group(root, "start", a.demoCommand(), a.initCommand(), a.serverCommand())
 	group(root, "app", a.fmtCommand(), a.validateCommand(), a.lockCommand(), a.buildCommand(), a.policyCommand())
 	group(root, "env", a.planCommand(), a.applyCommand(), a.statusCommand(), a.historyCommand(), a.showCommand(),
-		a.diffCommand(), a.rollbackCommand(), a.confirmCommand(), a.logsCommand(), a.destroyCommand())
+		a.diffCommand(), a.rollbackCommand(), a.confirmCommand(), a.logsCommand(), a.secretCommand(), a.destroyCommand())
 	group(root, "govern", a.loginCommand(), a.logoutCommand(), a.whoamiCommand(), a.tokenCommand(), a.changeCommand(), a.releaseCommand())
 	group(root, "proof", a.verifyCommand(), a.sbomCommand(), a.ledgerCommand(), a.witnessCommand())
 	root.AddCommand(a.gatewayCommand(), a.manCommand())

@@ -38,6 +38,7 @@ starts. "invar server stop" retires them as well.`,
 	f.StringVar(&cfg.ACMEMail, "acme-email", "", "`ADDRESS` that the ACME authority may write to")
 	f.StringVar(&cfg.ACMERoot, "acme-root", "", "`FILE` of PEM certificates that the ACME server is trusted by")
 	witnesses.add(f, "witness-quorum", "ask this `WITNESS` to cosign the ledger's checkpoints: VKEY@URL, or a file of C2SP tlog-policy")
+	f.StringVar(&cfg.SecretsKeyCommand, "secrets-key-command", "", "shell `COMMAND` that prints the age identity that secrets are encrypted with; \"\" keeps one in the data directory")
 	c.AddCommand(a.serverStopCommand())
 	return c
 }

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -11,6 +12,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/invarhq/invar/api"
+	"github.com/invarhq/invar/api/client"
+	"github.com/invarhq/invar/digest"
 	"github.com/invarhq/invar/fault"
 	"github.com/invarhq/invar/platform"
 	"github.com/invarhq/invar/spec"
@@ -88,17 +91,6 @@ see "invar change --help".`,
 			if err != nil {
 				return err
 			}
-			if a.output != "json" {
-				a.renderPlan(a.Stderr, a.style(), p)
-			}
-			if len(p.Changes) == 0 {
-				return a.nothing(p)
-			}
-			if !yes && len(args) == 1 {
-				if err := a.confirm(fmt.Sprintf("Apply this to %s?", env), "invar apply "+env+" --yes"); err != nil {
-					return err
-				}
-			}
 			special, err := how()
 			if err != nil {
 				return err
@@ -107,13 +99,7 @@ see "invar change --help".`,
 			if err != nil {
 				return err
 			}
-			acc, err := cl.Apply(ctx, env, api.ApplyRequest{
-				Bundle: p.Bundle, Release: p.Release, BaseGeneration: p.BaseGeneration, PlanDigest: p.Digest, Reason: reason, How: special,
-			})
-			if err != nil {
-				return err
-			}
-			return a.accepted(ctx, cl, acc, detach)
+			return a.applyPlan(ctx, cl, p, move{yes: yes || len(args) == 2, detach: detach, reason: reason, how: special, unattended: "invar apply " + env + " --yes"})
 		},
 	}
 	c.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
@@ -121,6 +107,36 @@ see "invar change --help".`,
 	c.Flags().StringVar(&reason, "reason", "", "why; recorded in the ledger")
 	how = howFlags(c, true)
 	return c
+}
+
+// move is how a plan is to be applied.
+type move struct {
+	yes, detach bool
+	reason      string
+	how         api.How
+	unattended  string // the command that does not ask
+}
+
+// applyPlan shows a plan, asks, applies it, and follows the rollout.
+func (a *app) applyPlan(ctx context.Context, cl *client.Client, p api.Plan, m move) error {
+	if a.output != "json" {
+		a.renderPlan(a.Stderr, a.style(), p)
+	}
+	if len(p.Changes) == 0 {
+		return a.nothing(p)
+	}
+	if !m.yes {
+		if err := a.confirm(fmt.Sprintf("Apply this to %s?", p.Env), m.unattended); err != nil {
+			return err
+		}
+	}
+	acc, err := cl.Apply(ctx, p.Env, api.ApplyRequest{
+		Bundle: p.Bundle, Release: p.Release, BaseGeneration: p.BaseGeneration, PlanDigest: p.Digest, Reason: m.reason, How: m.how,
+	})
+	if err != nil {
+		return err
+	}
+	return a.accepted(ctx, cl, acc, m.detach)
 }
 
 func (a *app) nothing(p api.Plan) error {
@@ -263,8 +279,16 @@ func renderDifference(w io.Writer, st style, d api.Difference) {
 	case d.Before == "" && d.After == "":
 		fmt.Fprintf(w, "      %s\n", d.Path)
 	default:
-		fmt.Fprintf(w, "      %s  %s → %s\n", d.Path, d.Before, d.After)
+		fmt.Fprintf(w, "      %s  %s → %s\n", d.Path, shortVersion(d, d.Before), shortVersion(d, d.After))
 	}
+}
+
+// shortVersion shortens the digest that names a version of a secret.
+func shortVersion(d api.Difference, text string) string {
+	if !strings.HasPrefix(d.Path, "secret ") || !strings.HasSuffix(d.Path, " version") {
+		return text
+	}
+	return digest.Digest(strings.Trim(text, `"`)).Short()
 }
 
 func diffLine(st style, l string) string {

@@ -159,7 +159,7 @@ func (a *app) policyInput(ctx context.Context, env spec.EnvName) (policy.Input, 
 	if err != nil {
 		return policy.Input{}, err
 	}
-	made, err := a.release(ctx, env, baked, req.Store)
+	made, err := a.release(ctx, env, baked, req.Store, anyPins)
 	if err != nil {
 		return policy.Input{}, err
 	}

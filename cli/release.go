@@ -24,8 +24,11 @@ type made struct {
 	record          release.Record
 }
 
+// pinner tells the versions of the secrets that an app names, as it was evaluated for an environment.
+type pinner func(context.Context, spec.App) (release.Pins, error)
+
 // makeRelease bundles the sources, evaluates the bundle for env as the server will, and stores the artifacts.
-func makeRelease(ctx context.Context, env spec.EnvName, files map[string][]byte, images map[spec.ImageName]image.Resolved, store *registry.Store) (made, error) {
+func makeRelease(ctx context.Context, env spec.EnvName, files map[string][]byte, images map[spec.ImageName]image.Resolved, store *registry.Store, pins pinner) (made, error) {
 	source, sourceDigest, err := release.SourceTar(files)
 	if err != nil {
 		return made{}, err
@@ -40,7 +43,7 @@ func makeRelease(ctx context.Context, env spec.EnvName, files map[string][]byte,
 	if err != nil {
 		return made{}, err
 	}
-	record, err := evaluate(m, env, bundleDigest, images)
+	record, err := evaluate(ctx, m, env, bundleDigest, images, pins)
 	if err != nil {
 		return made{}, err
 	}
@@ -74,7 +77,7 @@ func running(r release.Record) []digest.Digest {
 }
 
 // evaluate makes the release of a directory's app, or of the platform's definition.
-func evaluate(m *parse.Module, env spec.EnvName, bundle digest.Digest, images map[spec.ImageName]image.Resolved) (release.Record, error) {
+func evaluate(ctx context.Context, m *parse.Module, env spec.EnvName, bundle digest.Digest, images map[spec.ImageName]image.Resolved, pins pinner) (release.Record, error) {
 	if m.IsPlatform() {
 		def, diags := m.Definition()
 		if err := diags.Err(); err != nil {
@@ -86,7 +89,11 @@ func evaluate(m *parse.Module, env spec.EnvName, bundle digest.Digest, images ma
 	if err := diags.Err(); err != nil {
 		return release.Record{}, err
 	}
-	return release.Evaluate(app, bundle, images)
+	pinned, err := pins(ctx, app)
+	if err != nil {
+		return release.Record{}, err
+	}
+	return release.Evaluate(app, bundle, images, pinned)
 }
 
 // keep puts an artifact into a store.

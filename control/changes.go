@@ -65,6 +65,11 @@ func (s *Service) decideMove(ctx context.Context, by Actor, in intent) (Moved, e
 		if in.release != "" && unchanged(env, in.release) {
 			return nil, nil
 		}
+		if in.kind == state.MovedByApply { // what was approved since is carried out as it is
+			if err := pinsHold(in.env, release.PinsOf(in.record), now.Pins(in.env)); err != nil {
+				return nil, err
+			}
+		}
 		rules, definition := definition(now)
 		c := in.what()
 		c.Author = by.Principal
@@ -366,7 +371,7 @@ func (s *Service) intentOf(c state.Change) (intent, error) {
 	if c.Release != "" {
 		var err error
 		if in.record, err = s.records.get(c.Release); err == nil {
-			err = s.presentImages(in.record)
+			err = s.presentAll(in.record)
 		}
 		if err != nil {
 			return in, err

@@ -23,6 +23,7 @@ import (
 	"github.com/invarhq/invar/fault"
 	"github.com/invarhq/invar/ledger"
 	"github.com/invarhq/invar/release"
+	"github.com/invarhq/invar/secret"
 	"github.com/invarhq/invar/spec"
 	"github.com/invarhq/invar/state"
 	"github.com/invarhq/invar/store"
@@ -39,9 +40,17 @@ type Blobs interface {
 }
 
 // Evaluate evaluates a bundle's sources (the deterministic tar, compressed) for an environment. It is pure but for
-// reading source. The bundle's digest is given too, for the record. With the record it returns the environment that the
-// sources let bundles come from; "" is any.
-type Evaluate func(ctx context.Context, source io.Reader, env spec.EnvName, bundle release.Bundle, name digest.Digest) (r release.Record, from spec.EnvName, err error)
+// reading source. The bundle's digest is given too, for the record, and the newest versions of the environment's secrets. With the
+// record it returns the environment that the sources let bundles come from; "" is any.
+type Evaluate func(ctx context.Context, source io.Reader, env spec.EnvName, bundle release.Bundle, name digest.Digest, pins release.Pins) (r release.Record, from spec.EnvName, err error)
+
+// Secrets encrypts and keeps the values of secrets.
+type Secrets interface {
+	// Put makes a version with this value, durably, and returns its name. It does not keep the value.
+	Put(r secret.Ref, value []byte) (digest.Digest, error)
+	// Has reports whether a version is there.
+	Has(version digest.Digest) bool
+}
 
 // Config is what a Service is made of. Every field is required but those that say otherwise.
 type Config struct {
@@ -50,6 +59,7 @@ type Config struct {
 	Attached func(manifest digest.Digest) ([]digest.Digest, error) // all that is attached to an image: SBOM, provenance; nil: nothing is
 	Evaluate Evaluate
 	Images   Images        // what policies are told of images; nil: nothing
+	Secrets  Secrets       // nil: no secret can be set
 	Origin   string        // the ledger's name
 	Signer   note.Signer   // of the ledger's checkpoints, and of the snapshots of the state
 	Verifier note.Verifier // of what Signer signs

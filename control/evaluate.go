@@ -36,6 +36,7 @@ type evaluations struct {
 type evaluation struct {
 	bundle digest.Digest
 	env    spec.EnvName
+	pins   digest.Digest // of the environment's pins
 }
 
 func (e *evaluations) get(key evaluation) (evaluated, bool) {
@@ -54,31 +55,51 @@ func (e *evaluations) add(key evaluation, got evaluated) {
 	e.known[key] = got
 }
 
-// evaluate evaluates the proposal's bundle and compares the result with what the client has.
+// pinsOf returns with what versions of secrets a bundle was evaluated to a release, if that is remembered.
+func (e *evaluations) pinsOf(p Proposal) (release.Pins, bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for key, got := range e.known {
+		if key.bundle == p.Bundle && key.env == p.Env && got.digest == p.Release {
+			return release.PinsOf(got.record), true
+		}
+	}
+	return nil, false
+}
+
+// evaluate evaluates the proposal's bundle, with the secrets that its environment has now, and compares the result with what the
+// client has.
 func (s *Service) evaluate(ctx context.Context, p Proposal) (evaluated, error) {
 	if err := spec.CheckName(string(p.Env)); err != nil {
 		return evaluated{}, err
 	}
-	key := evaluation{p.Bundle, p.Env}
+	pins := s.State().Pins(p.Env)
+	name, err := digest.OfValue(pins)
+	if err != nil {
+		return evaluated{}, err
+	}
+	key := evaluation{p.Bundle, p.Env, name}
 	got, ok := s.evaluations.get(key)
 	if !ok {
-		var err error
-		if got, err = s.evaluateBundle(ctx, p); err != nil {
+		if got, err = s.evaluateBundle(ctx, p, pins); err != nil {
 			return evaluated{}, err
 		}
 		s.evaluations.add(key, got)
 	}
 	if p.Release != "" && p.Release != got.digest {
+		if err := s.outdated(p, pins); err != nil {
+			return evaluated{}, err
+		}
 		return evaluated{}, fault.WithHint(fault.Errorf(fault.Invalid, "the bundle evaluates to release %s here, the client has %s", got.digest, p.Release),
 			"use the same version of invar on both sides, and build again")
 	}
 	if err := errors.Join(s.lasting(got.record), s.compiles(got.record)); err != nil {
 		return evaluated{}, err
 	}
-	return got, s.presentImages(got.record)
+	return got, s.presentAll(got.record)
 }
 
-func (s *Service) evaluateBundle(ctx context.Context, p Proposal) (evaluated, error) {
+func (s *Service) evaluateBundle(ctx context.Context, p Proposal, pins release.Pins) (evaluated, error) {
 	raw, err := s.read(p.Bundle, release.MaxBundleBytes)
 	if err != nil {
 		return evaluated{}, fmt.Errorf("reading bundle %s: %w", p.Bundle, err)
@@ -87,7 +108,7 @@ func (s *Service) evaluateBundle(ctx context.Context, p Proposal) (evaluated, er
 	if err != nil {
 		return evaluated{}, fmt.Errorf("reading bundle %s: %w", p.Bundle, err)
 	}
-	record, from, err := s.evaluateSource(ctx, p, bundle)
+	record, from, err := s.evaluateSource(ctx, p, bundle, pins)
 	if err != nil {
 		return evaluated{}, fmt.Errorf("evaluating bundle %s: %w", p.Bundle, err)
 	}
@@ -98,13 +119,13 @@ func (s *Service) evaluateBundle(ctx context.Context, p Proposal) (evaluated, er
 	return evaluated{digest.Of(encoded), record, encoded, from, bundle, int64(len(raw))}, nil
 }
 
-func (s *Service) evaluateSource(ctx context.Context, p Proposal, b release.Bundle) (release.Record, spec.EnvName, error) {
+func (s *Service) evaluateSource(ctx context.Context, p Proposal, b release.Bundle, pins release.Pins) (release.Record, spec.EnvName, error) {
 	source, _, err := s.config.Blobs.Open(b.Source)
 	if err != nil {
 		return release.Record{}, "", fmt.Errorf("reading its sources: %w", err)
 	}
 	defer source.Close()
-	r, from, err := s.config.Evaluate(ctx, source, p.Env, b, p.Bundle)
+	r, from, err := s.config.Evaluate(ctx, source, p.Env, b, p.Bundle, pins)
 	if err != nil {
 		return release.Record{}, "", err
 	}
@@ -114,8 +135,8 @@ func (s *Service) evaluateSource(ctx context.Context, p Proposal, b release.Bund
 	return r, from, nil
 }
 
-// presentImages says whether everything that the release's instances start from is in the blobs.
-func (s *Service) presentImages(r release.Record) error {
+// presentAll says whether everything that the release's instances start from is there.
+func (s *Service) presentAll(r release.Record) error {
 	for _, p := range r.Components {
 		c := p.Component
 		for _, need := range []struct {
@@ -126,17 +147,23 @@ func (s *Service) presentImages(r release.Record) error {
 				return fault.WithHint(fault.Errorf(fault.NotFound, "component %s: %s %s is not on the server", c.Name, need.what, need.name), "push it again: invar apply %s", r.Env)
 			}
 		}
+		for _, v := range c.Secrets {
+			if s.config.Secrets == nil || !s.config.Secrets.Has(v.Version) {
+				return fault.WithHint(fault.Errorf(fault.NotFound, "component %s: version %s of secret %s is not on the server", c.Name, v.Version.Short(), v.Name),
+					"restore the directory of secrets from a backup, or set it again: invar secret set %s/%s", r.Env, v.Name)
+			}
+		}
 	}
 	return nil
 }
 
-// present is presentImages of a release that is known by digest.
+// present is presentAll of a release that is known by digest.
 func (s *Service) present(d digest.Digest) error {
 	r, err := s.records.get(d)
 	if err != nil {
 		return err
 	}
-	return s.presentImages(r)
+	return s.presentAll(r)
 }
 
 // keep makes the release's record and the plan durable, before any entry names them.

@@ -84,7 +84,7 @@ type app struct {
 }
 
 // evaluate is the language's evaluation.
-func evaluate(_ context.Context, source io.Reader, env spec.EnvName, b release.Bundle, name digest.Digest) (release.Record, spec.EnvName, error) {
+func evaluate(_ context.Context, source io.Reader, env spec.EnvName, b release.Bundle, name digest.Digest, pins release.Pins) (release.Record, spec.EnvName, error) {
 	var a app
 	if err := json.NewDecoder(source).Decode(&a); err != nil {
 		return release.Record{}, "", fault.As(fault.Invalid, err)
@@ -96,6 +96,13 @@ func evaluate(_ context.Context, source io.Reader, env spec.EnvName, b release.B
 	}
 	if r.Routes == nil {
 		r.Routes = []release.Route{}
+	}
+	for _, c := range r.Components { // of sources that were decoded anew
+		for i, s := range c.Component.Secrets {
+			if c.Component.Secrets[i].Version = pins[s.Name]; pins[s.Name] == "" {
+				return release.Record{}, "", fault.Errorf(fault.Invalid, "environment %s has no version of secret %s", env, s.Name)
+			}
+		}
 	}
 	if env == a.From {
 		return r, "", nil
@@ -109,6 +116,7 @@ type desk struct {
 	t        testing.TB
 	disk     *storetest.Disk
 	blobs    *blobs
+	secrets  *secrets
 	signer   note.Signer
 	verifier note.Verifier
 	vkey     string
@@ -125,7 +133,7 @@ func newDesk(t testing.TB) *desk {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := &desk{t: t, disk: storetest.NewDisk(), blobs: &blobs{content: map[digest.Digest][]byte{}}, signer: signer, verifier: verifier, vkey: vkey}
+	d := &desk{t: t, disk: storetest.NewDisk(), secrets: &secrets{values: map[digest.Digest]string{}}, blobs: &blobs{content: map[digest.Digest][]byte{}}, signer: signer, verifier: verifier, vkey: vkey}
 	d.open(true)
 	return d
 }
@@ -145,7 +153,7 @@ func (d *desk) tryOpen(init bool) error {
 	d.config.Attached = func(digest.Digest) ([]digest.Digest, error) {
 		return []digest.Digest{digest.Of([]byte("attached"))}, nil
 	}
-	d.config.Store, d.config.Blobs, d.config.Evaluate, d.config.Init = store, d.blobs, evaluate, init
+	d.config.Store, d.config.Blobs, d.config.Evaluate, d.config.Secrets, d.config.Init = store, d.blobs, evaluate, d.secrets, init
 	d.config.Origin, d.config.Signer, d.config.Verifier, d.config.VKey, d.config.Version = "example.com/ledger", d.signer, d.verifier, d.vkey, "0.1.0"
 	if d.Service, err = control.Open(d.t.Context(), d.config); err != nil {
 		d.disk.Crash()

@@ -209,7 +209,7 @@ func causes(a, b Component) []Cause {
 		keyed("uses", a.Uses, b.Uses, func(u Use) string { return fmt.Sprintf("%s.%s", u.Component, u.Port) }),
 		keyed("egress", a.Egress, b.Egress, func(e string) string { return e }),
 		files(a.Files, b.Files),
-		keyed("secret", a.Secrets, b.Secrets, func(s Secret) string { return s.Path }),
+		secrets(a.Secrets, b.Secrets),
 		keyed("port", a.Ports, b.Ports, func(p Port) string { return string(p.Name) }),
 		field("health", a.Health, b.Health),
 		keyed("scratch", a.Scratches, b.Scratches, func(s Scratch) string { return s.Path }),
@@ -283,6 +283,21 @@ func quoted(s string, ok bool) *string {
 func keyed[T any](kind string, a, b []T, name func(T) string) []Cause {
 	got := pairs(byName(a, name), byName(b, name), func(n string, old, new *T) ([]Cause, bool) {
 		cs := field(kind+" "+n, old, new)
+		return cs, len(cs) > 0
+	})
+	return slices.Concat(got...)
+}
+
+// secrets compares the secrets that are delivered, and tells a new version of one by its name.
+func secrets(a, b []Secret) []Cause {
+	path := func(s Secret) string { return s.Path }
+	got := pairs(byName(a, path), byName(b, path), func(p string, old, new *Secret) ([]Cause, bool) {
+		if old == nil || new == nil || old.Name != new.Name {
+			cs := field("secret "+p, old, new)
+			return cs, len(cs) > 0
+		}
+		name := "secret " + new.Name + " "
+		cs := slices.Concat(field(name+"version", old.Version, new.Version), field(name+"mode", octal(old.Mode), octal(new.Mode)), field(name+"user", old.User, new.User))
 		return cs, len(cs) > 0
 	})
 	return slices.Concat(got...)

@@ -173,7 +173,7 @@ func (r Record) Check() error {
 			ports[spec.PortRef{Component: p.Component.Name, Port: port.Name}] = port.Number
 		}
 	}
-	return cmp.Or(r.checkReferences(ports), r.Rollout.check(), r.checkPlatform())
+	return cmp.Or(r.checkReferences(ports), r.checkSecrets(), r.Rollout.check(), r.checkPlatform())
 }
 
 // checkPlatform sees to it that the environment of the platform has its definition and nothing else, and that no other has one.

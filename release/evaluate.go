@@ -27,10 +27,13 @@ const (
 	DefaultStopTimeout = 10 * time.Second
 )
 
-// Evaluate makes the release of an app, as it was evaluated for one environment, of a bundle and its images. It
-// is pure, and the server calls it again on the sources of the bundle: equal arguments give an equal digest.
-// Its errors are of kind fault.Invalid.
-func Evaluate(app spec.App, bundle digest.Digest, images map[spec.ImageName]image.Resolved) (Record, error) {
+// Evaluate makes the release of an app, as it was evaluated for one environment, of a bundle, its images, and the versions of the
+// environment's secrets, of which it takes those that the app names. It is pure, and the server calls it again on the
+// sources of the bundle: equal arguments give an equal digest. Its errors are of kind fault.Invalid.
+func Evaluate(app spec.App, bundle digest.Digest, images map[spec.ImageName]image.Resolved, pins Pins) (Record, error) {
+	if err := pinned(app, pins); err != nil {
+		return Record{}, err
+	}
 	r := Record{V: Version, App: app.Name, Env: app.Env.Name, Bundle: bundle, Components: []Placed{}, Routes: []Route{}, Rollout: rollout(app.Env.Rollout)}
 	ports := map[spec.PortRef]int{}
 	for _, c := range app.Components {
@@ -43,7 +46,7 @@ func Evaluate(app spec.App, bundle digest.Digest, images map[spec.ImageName]imag
 		if !ok {
 			return Record{}, fault.WithHint(fault.Errorf(fault.Invalid, "component %q: image %q is not resolved", c.Name, c.Image), "Run: invar build")
 		}
-		placed, err := component(c, img, ports)
+		placed, err := component(c, img, ports, pins)
 		if err != nil {
 			return Record{}, err
 		}
@@ -87,7 +90,7 @@ func rollout(r spec.Rollout) Rollout {
 }
 
 // component merges what the configuration says with the image's own configuration.
-func component(c spec.Component, img image.Resolved, ports map[spec.PortRef]int) (Component, error) {
+func component(c spec.Component, img image.Resolved, ports map[spec.PortRef]int, pins Pins) (Component, error) {
 	args := argv(c, img.Config)
 	if len(args) == 0 {
 		return Component{}, fault.WithHint(fault.Errorf(fault.Invalid, "component %q: neither it nor image %q says what to run", c.Name, c.Image),
@@ -110,18 +113,18 @@ func component(c spec.Component, img image.Resolved, ports map[spec.PortRef]int)
 		}
 		out.Uses = append(out.Uses, Use{Component: u.Component, Port: u.Port, Number: number})
 	}
-	placesOf(c, &out)
+	placesOf(c, pins, &out)
 	var err error
 	out.Health, err = health(c, ports)
 	return out, err
 }
 
-func placesOf(c spec.Component, out *Component) {
+func placesOf(c spec.Component, pins Pins, out *Component) {
 	for _, f := range c.Files {
 		out.Files = append(out.Files, file(f))
 	}
 	for _, s := range c.Secrets {
-		out.Secrets = append(out.Secrets, Secret{Path: s.Path, Name: s.Name, Mode: s.Mode})
+		out.Secrets = append(out.Secrets, Secret{Path: s.Path, Name: s.Name, Version: pins[s.Name], Mode: s.Mode, User: s.User})
 	}
 	for _, p := range c.Ports {
 		out.Ports = append(out.Ports, Port{Name: p.Name, Number: p.Number})

@@ -13,12 +13,12 @@ func ExampleDiff() {
 	before := app()
 	after := app()
 	after.Components[1].Files = []spec.File{{Path: "/etc/web/config.yaml", Content: []byte("a: 1\nb: 9\nc: 3\n"), Mode: 0o444}, after.Components[1].Files[1]}
-	a, err := release.Evaluate(before, digest.Of([]byte("bundle 1")), images())
+	a, err := release.Evaluate(before, digest.Of([]byte("bundle 1")), images(), pins())
 	if err != nil {
 		fmt.Println(err)
 		return
 	}
-	b, err := release.Evaluate(after, digest.Of([]byte("bundle 2")), images())
+	b, err := release.Evaluate(after, digest.Of([]byte("bundle 2")), images(), pins())
 	if err != nil {
 		fmt.Println(err)
 		return

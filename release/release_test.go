@@ -71,6 +71,9 @@ func images() map[spec.ImageName]image.Resolved {
 	return map[spec.ImageName]image.Resolved{"db": resolved("db"), "web": resolved("web")}
 }
 
+// pins are the versions of the secrets that app names.
+func pins() release.Pins { return release.Pins{"db": digest.Of([]byte("ciphertext of db"))} }
+
 var sources = map[string][]byte{
 	"invar.hcl":      []byte("app = \"shop\"\n"),
 	"invar.lock.hcl": []byte("# Written by invar build and invar lock. Commit it; do not edit it.\n"),
@@ -93,7 +96,7 @@ func record(t testing.TB, a spec.App) release.Record {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r, err := release.Evaluate(a, d, images())
+	r, err := release.Evaluate(a, d, images(), pins())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -150,7 +153,7 @@ func TestEvaluateRefusesWhatCannotRun(t *testing.T) {
 	withEmpty := images()
 	withEmpty["web"] = empty
 	for name, imgs := range map[string]map[spec.ImageName]image.Resolved{"nothing to run": withEmpty, "image not resolved": {}} {
-		_, err := release.Evaluate(app(), digest.Of(nil), imgs)
+		_, err := release.Evaluate(app(), digest.Of(nil), imgs, pins())
 		if !errors.Is(err, fault.Invalid) || fault.Hint(err) == "" {
 			t.Errorf("%s: got %v with hint %q, want fault.Invalid with a hint", name, err, fault.Hint(err))
 		}

@@ -29,6 +29,8 @@ const (
 	ledgerFile = "ledger.db"
 	secretKey  = "keys/ledger.key"
 	publicKey  = "keys/ledger.pub"
+	secretsKey = "keys/secrets.key"
+	secretsDir = "secrets"
 	socketFile = "invar.sock"
 	ociDir     = "oci"
 	rootsDir   = "roots"

@@ -32,7 +32,7 @@ type evaluator struct {
 
 // evaluate is control.Evaluate. It takes nothing on trust: the release follows from the sources, and every root
 // is built here from the image's layers and compared with what the bundle says.
-func (e *evaluator) evaluate(ctx context.Context, source io.Reader, env spec.EnvName, bundle release.Bundle, name digest.Digest) (release.Record, spec.EnvName, error) {
+func (e *evaluator) evaluate(ctx context.Context, source io.Reader, env spec.EnvName, bundle release.Bundle, name digest.Digest, pins release.Pins) (release.Record, spec.EnvName, error) {
 	m, err := loadSource(source)
 	if err != nil {
 		return release.Record{}, "", err
@@ -51,7 +51,7 @@ func (e *evaluator) evaluate(ctx context.Context, source io.Reader, env spec.Env
 	if err := m.Pinned(app).Err(); err != nil {
 		return release.Record{}, "", err
 	}
-	record, err := release.Evaluate(app, name, bundle.Images)
+	record, err := release.Evaluate(app, name, bundle.Images, pins)
 	if err != nil {
 		return release.Record{}, "", err
 	}

@@ -43,6 +43,7 @@ import (
 	"github.com/invarhq/invar/ledger/witness/collect"
 	"github.com/invarhq/invar/reconcile"
 	"github.com/invarhq/invar/runtime/local"
+	"github.com/invarhq/invar/secret/vault"
 )
 
 // Config says where a server lives and listens.
@@ -56,6 +57,9 @@ type Config struct {
 	Command  []string // starts the gateway: this program and its arguments
 	Launcher string   // path of the launcher's program; "" is the one that this program carries
 	Log      *slog.Logger
+
+	// SecretsKeyCommand prints the key of secrets, when the server starts. "": a file of the data directory holds it.
+	SecretsKeyCommand string
 
 	// Witnesses says who watches the ledger from elsewhere, and what makes a quorum of them. It is asked again and again, and
 	// may change. nil: nobody.
@@ -73,6 +77,7 @@ type Server struct {
 	data    *data
 	content *registry.Store
 	control *control.Service
+	vault   *vault.Vault
 	host    *local.Host
 	gateway *proxy.Supervisor
 	loops   *reconcile.Reconciler
@@ -108,15 +113,19 @@ func (s *Server) openLedger(ctx context.Context) (err error) {
 	if err := os.MkdirAll(roots, 0o700); err != nil {
 		return fmt.Errorf("making the directory of roots: %w", err)
 	}
+	if s.vault, err = s.openVault(ctx); err != nil {
+		return err
+	}
 	e := &evaluator{s.content, roots, sbom.Signer{Name: s.data.key.origin(), Key: s.data.key.private}}
 	s.control, err = control.Open(ctx, control.Config{
-		Store: s.data.store, Blobs: blobs{s.content, roots}, Attached: blobs{s.content, roots}.attached, Evaluate: e.evaluate, Images: e.images,
+		Store: s.data.store, Blobs: blobs{s.content, roots}, Attached: blobs{s.content, roots}.attached, Evaluate: e.evaluate, Images: e.images, Secrets: s.vault,
 		Origin: s.data.key.origin(), Signer: s.data.key.signer, Verifier: s.data.key.verifier, VKey: s.data.key.vkey,
 		Version: s.config.Version, Init: empty, Log: s.log, User: owner(),
 	})
 	if err != nil {
 		return err
 	}
+	s.checkSecrets()
 	return s.data.begin()
 }
 
@@ -155,7 +164,7 @@ func (s *Server) gatewayConfig() proxy.Config {
 
 // openAPI makes the loops and the API, which share nothing but control, host and gateway.
 func (s *Server) openAPI(ctx context.Context) (err error) {
-	s.loops = reconcile.New(reconcile.Config{Source: s.control.Rollouts(), Recorder: s.control, Host: s.host, Traffic: s.gateway, Log: s.log})
+	s.loops = reconcile.New(reconcile.Config{Source: s.control.Rollouts(), Recorder: s.control, Host: s.host, Traffic: s.gateway, Secrets: s.secretOf, Log: s.log})
 	s.api, err = handler.New(handler.Config{
 		Control: s.control, Host: s.host, Source: s.data.store, Verifier: s.data.key.verifier, VKey: s.data.key.vkey, Log: s.log,
 		Version: s.config.Version, DataFormat: DataFormat, StartedAt: s.started, Machine: s.machine(),

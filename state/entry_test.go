@@ -62,6 +62,7 @@ func samples() []state.Entry {
 		state.ReleaseRevoke{Release: d},
 		state.AccessDenied{Operation: "apply", Permission: "apply", Source: "127.0.0.1", Cause: "no grant", Repeated: 2},
 	}...)
+	datas = append(datas, state.SecretVersion{Name: "db-password", Version: d}) // the newest kinds last: the IDs of the others stay
 	w := newWorld()
 	var out []state.Entry
 	for _, data := range datas {

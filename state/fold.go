@@ -132,6 +132,8 @@ func (f *fold) apply(entries []Entry) error {
 		return f.tokenCreate(e, d)
 	case TokenRevoke:
 		return f.tokenRevoke(e, d)
+	case SecretVersion:
+		return f.secretVersion(e, d)
 	default:
 		return fault.Errorf(fault.Invalid, "kind %q has no meaning", e.Kind())
 	}

@@ -29,6 +29,7 @@ const (
 	KindVolumeDestroy Kind = "volume.destroy"
 	KindTokenCreate   Kind = "token.create"
 	KindTokenRevoke   Kind = "token.revoke"
+	KindSecretVersion Kind = "secret.version"
 )
 
 // KindInfo describes a kind.
@@ -78,6 +79,7 @@ var kinds = []KindInfo{
 	{KindAccessDenied, "A request was refused.", false, of[AccessDenied]},
 	{KindTokenCreate, "A token for the API was made.", false, of[TokenCreate]},
 	{KindTokenRevoke, "A token was revoked.", false, of[TokenRevoke]},
+	{KindSecretVersion, "A version of a secret was made; no release has it yet.", true, of[SecretVersion]},
 }
 
 func of[D Data]() Data {
@@ -136,6 +138,8 @@ func decodeData(k Kind, raw json.RawMessage) (Data, error) {
 		return decodeAs[TokenCreate](raw)
 	case KindTokenRevoke:
 		return decodeAs[TokenRevoke](raw)
+	case KindSecretVersion:
+		return decodeAs[SecretVersion](raw)
 	}
 	if !slices.ContainsFunc(kinds, func(i KindInfo) bool { return i.Kind == k }) {
 		return nil, fmt.Errorf("kind %q is not known", k)
@@ -250,6 +254,12 @@ type TokenRevoke struct {
 	Token TokenID `json:"token"`
 }
 
+// SecretVersion makes a version of a secret of the entry's environment known. It tells nothing of the value, not even its size.
+type SecretVersion struct {
+	Name    string        `json:"name"`
+	Version digest.Digest `json:"version"` // of the ciphertext
+}
+
 // Step is a step of a rollout. Its JSON is that of deploy.Step.
 type Step struct{ deploy.Step }
 
@@ -264,6 +274,7 @@ func (Destroy) EntryKind() Kind       { return KindDestroy }
 func (VolumeDestroy) EntryKind() Kind { return KindVolumeDestroy }
 func (TokenCreate) EntryKind() Kind   { return KindTokenCreate }
 func (TokenRevoke) EntryKind() Kind   { return KindTokenRevoke }
+func (SecretVersion) EntryKind() Kind { return KindSecretVersion }
 func (s Step) EntryKind() Kind        { return Kind(s.Kind) }
 
 // nowhere refuses an environment where none belongs.
@@ -332,5 +343,9 @@ func (t TokenCreate) check(e Entry) error {
 }
 
 func (t TokenRevoke) check(e Entry) error { return errors.Join(nowhere(e), checkTokenID(t.Token)) }
+
+func (s SecretVersion) check(e Entry) error {
+	return errors.Join(somewhere(e), spec.CheckName(s.Name), required(s.Version))
+}
 
 func (s Step) check(e Entry) error { return somewhere(e) }

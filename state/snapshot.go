@@ -14,7 +14,7 @@ import (
 
 // snapshotVersion is raised whenever the fold, or what a snapshot holds, changes: an older snapshot is then of no use,
 // and the state is folded from the first entry on.
-const snapshotVersion = 3
+const snapshotVersion = 4
 
 // snapshot is a state as it is spelled. Lists are sorted by key.
 type snapshot struct {
@@ -27,6 +27,7 @@ type snapshot struct {
 	Tokens       []Token        `json:"tokens"`
 	Changes      []Change       `json:"changes"`
 	Revocations  []Revocation   `json:"revocations"`
+	Secrets      []KnownSecret  `json:"secrets"`
 }
 
 // saved is an environment with the components that its head's and its previous release lack, sorted by digest: those of
@@ -86,6 +87,7 @@ func (s State) Encode() ([]byte, error) {
 		Tokens:       slices.Collect(all[Token](tx, tableTokens, "")),
 		Changes:      slices.Collect(all[Change](tx, tableChanges, "")),
 		Revocations:  slices.Collect(all[Revocation](tx, tableRevocations, "")),
+		Secrets:      slices.Collect(all[KnownSecret](tx, tableSecrets, "")),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("encoding the state at %d: %w", s.Size(), err)
@@ -135,6 +137,7 @@ func insert(put func(string, any) error, w *snapshot, environments []Environment
 		each(put, tableTokens, w.Tokens),
 		each(put, tableChanges, w.Changes),
 		each(put, tableRevocations, w.Revocations),
+		each(put, tableSecrets, w.Secrets),
 	} {
 		if err != nil {
 			return err

@@ -135,10 +135,12 @@ const (
 	tableTokens       = "tokens"
 	tableChanges      = "changes"
 	tableRevocations  = "revocations"
+	tableSecrets      = "secrets"
 
 	indexRelease = "release"
 	indexSecret  = "secret"
 	indexOpen    = "open"
+	indexVersion = "version"
 )
 
 // key indexes a table of *T by a string that ends where the object's begins or ends with it.
@@ -183,6 +185,8 @@ func schema() *memdb.DBSchema {
 		tableRevocations: table(tableRevocations, id(key[Revocation](func(r *Revocation) string { return string(r.Release) }))),
 		tableTokens: table(tableTokens, id(key[Token](func(t *Token) string { return string(t.ID) })),
 			&memdb.IndexSchema{Name: indexSecret, Unique: true, Indexer: key[Token](func(t *Token) string { return string(t.Secret) })}),
+		tableSecrets: table(tableSecrets, id(key[KnownSecret](func(s *KnownSecret) string { return secretKey(s.Env, s.Name, s.Entry) })),
+			&memdb.IndexSchema{Name: indexVersion, Unique: true, Indexer: key[KnownSecret](func(s *KnownSecret) string { return string(s.Version) })}),
 	}}
 }
 
@@ -400,7 +404,7 @@ type object struct {
 func (s State) objects() []object {
 	tx := s.db.Txn(false)
 	var out []object
-	for _, table := range []string{tableLog, tableEnvironments, tableGenerations, tableBundles, tableReleases, tableTokens, tableChanges, tableRevocations} {
+	for _, table := range []string{tableLog, tableEnvironments, tableGenerations, tableBundles, tableReleases, tableTokens, tableChanges, tableRevocations, tableSecrets} {
 		it, err := tx.Get(table, "id")
 		must(err)
 		for raw := it.Next(); raw != nil; raw = it.Next() {

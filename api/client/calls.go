@@ -58,6 +58,23 @@ func (c *Client) Destroy(ctx context.Context, env string, req api.DestroyRequest
 	return call[api.Accepted](ctx, c, http.MethodPost, api.EnvironmentPath(api.PathDestroy, env), nil, req)
 }
 
+// Secrets lists the secrets of an environment: names and newest versions.
+func (c *Client) Secrets(ctx context.Context, env string) ([]api.Secret, error) {
+	out, err := call[api.Secrets](ctx, c, http.MethodGet, api.EnvironmentPath(api.PathSecrets, env), nil, nil)
+	return out.Secrets, err
+}
+
+// SecretHistory lists the versions of a secret, newest first.
+func (c *Client) SecretHistory(ctx context.Context, env, name string) ([]api.SecretVersion, error) {
+	out, err := call[api.SecretHistory](ctx, c, http.MethodGet, api.SecretPath(env, name), nil, nil)
+	return out.Versions, err
+}
+
+// SetSecret makes a new version of a secret.
+func (c *Client) SetSecret(ctx context.Context, env, name string, req api.SecretRequest) (api.SecretVersion, error) {
+	return call[api.SecretVersion](ctx, c, http.MethodPost, api.SecretPath(env, name), nil, req)
+}
+
 // Release tells of a release: by ENV, ENV@GENERATION or digest.
 func (c *Client) Release(ctx context.Context, ref api.Ref) (api.Release, error) {
 	return call[api.Release](ctx, c, http.MethodGet, api.ReleasePath(ref.String()), nil, nil)

@@ -63,6 +63,9 @@ var needs = map[string]need{
 	"verify-ledger":  {platform.LedgerRead, nil},
 	"get-witnesses":  {platform.LedgerRead, nil},
 
+	"list-secrets": {platform.SecretRead, named},
+	"get-secret":   {platform.SecretRead, named},
+	"set-secret":   {platform.SecretWrite, named},
 	"list-tokens":  {platform.None, nil},
 	"create-token": {platform.None, nil},
 	"delete-token": {platform.None, nil},

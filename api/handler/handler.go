@@ -118,6 +118,7 @@ func New(config Config) (*Handler, error) {
 	h.registerReleases()
 	h.registerLedger()
 	h.registerEvents()
+	h.registerSecrets()
 	h.registerTokens()
 	h.registerLogin()
 	h.registerChanges()
@@ -230,6 +231,7 @@ const (
 	tagReleases     = "Releases"
 	tagLedger       = "Ledger"
 	tagEvents       = "Events"
+	tagSecrets      = "Secrets"
 	tagTokens       = "Tokens"
 	tagLogin        = "Login"
 	tagChanges      = "Changes"
@@ -260,6 +262,7 @@ The ledger is also served as tlog-tiles (https://c2sp.org/tlog-tiles) under /led
 		{Name: tagReleases, Description: "Content-addressed records of what an environment runs."},
 		{Name: tagLedger, Description: "The append-only Merkle log of everything that happened."},
 		{Name: tagEvents, Description: "Changes as they happen."},
+		{Name: tagSecrets, Description: "Values that only instances get: names and versions here, never a value."},
 		{Name: tagTokens, Description: "Access over TCP."},
 		{Name: tagLogin, Description: "How people come by a token: with an SSH key, or at an OpenID provider."},
 	}

@@ -149,7 +149,7 @@ func (w *world) bundle(env, greeting string) api.PlanRequest {
 	raw, err := release.EncodeBundle(b)
 	w.must(err)
 	name := w.blobs.put(raw)
-	rec, _, err := evaluate(w.t.Context(), bytes.NewReader([]byte(greeting)), spec.EnvName(env), b, name)
+	rec, _, err := evaluate(w.t.Context(), bytes.NewReader([]byte(greeting)), spec.EnvName(env), b, name, nil)
 	w.must(err)
 	d, err := rec.Digest()
 	w.must(err)
@@ -157,7 +157,7 @@ func (w *world) bundle(env, greeting string) api.PlanRequest {
 }
 
 // evaluate stands for spec/parse: the sources are the greeting.
-func evaluate(_ context.Context, source io.Reader, env spec.EnvName, b release.Bundle, name digest.Digest) (release.Record, spec.EnvName, error) {
+func evaluate(_ context.Context, source io.Reader, env spec.EnvName, b release.Bundle, name digest.Digest, pins release.Pins) (release.Record, spec.EnvName, error) {
 	greeting, err := io.ReadAll(source)
 	if err != nil {
 		return release.Record{}, "", err
@@ -172,7 +172,7 @@ func evaluate(_ context.Context, source io.Reader, env spec.EnvName, b release.B
 			Ports: []spec.Port{{Name: "http", Number: 8080, Protocol: "tcp"}},
 		}},
 		Routes: []spec.Route{{Name: "shop", Host: string(env) + ".localhost", Path: "/", To: spec.PortRef{Component: "web", Port: "http"}}},
-	}, name, b.Images)
+	}, name, b.Images, pins)
 	return r, "", err
 }
 

@@ -28,7 +28,8 @@ func daemons() cli.Daemons {
 			return server.Run(ctx, server.Config{
 				Data: c.Data, Listen: c.Listen, HTTP: c.Gateway, HTTPS: c.HTTPS, Version: version, Log: log,
 				ACME:    proxy.ACME{Directory: c.ACME, Email: c.ACMEMail, Roots: c.ACMERoot},
-				Command: []string{self, "gateway"}, Witnesses: func() witness.Policy { return c.Witnesses },
+				Command: []string{self, "gateway"}, SecretsKeyCommand: c.SecretsKeyCommand,
+				Witnesses: func() witness.Policy { return c.Witnesses },
 			})
 		},
 		Stop: func(ctx context.Context, dir string) error {
