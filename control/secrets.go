@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -26,10 +27,7 @@ func (s *Service) setSecret(ctx context.Context, by Actor, r secret.Ref, value [
 	if s.config.Secrets == nil {
 		return state.KnownSecret{}, fault.Errorf(fault.Invalid, "this server keeps no secrets")
 	}
-	if err := r.Check(); err != nil {
-		return state.KnownSecret{}, err
-	}
-	if err := s.health(); err != nil {
+	if err := errors.Join(r.Check(), secret.CheckValue(value), s.health()); err != nil {
 		return state.KnownSecret{}, err
 	}
 	version, err := s.config.Secrets.Put(r, value)

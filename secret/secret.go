@@ -17,6 +17,7 @@ package secret
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -62,16 +63,21 @@ func (r Ref) Check() error {
 	return nil
 }
 
-// Seal returns the content of a version: what is to be encrypted. Its errors are of kind fault.Invalid.
-func Seal(r Ref, value []byte) ([]byte, error) {
-	if err := r.Check(); err != nil {
-		return nil, err
-	}
+// CheckValue says what is wrong with a value, without repeating it. Its errors are of kind fault.Invalid.
+func CheckValue(value []byte) error {
 	switch {
 	case len(value) == 0:
-		return nil, fault.Errorf(fault.Invalid, "secret %s: the value is empty", r)
+		return fault.Errorf(fault.Invalid, "the value is empty")
 	case len(value) > MaxBytes:
-		return nil, fault.Errorf(fault.Invalid, "secret %s: the value has %d bytes, %d are allowed", r, len(value), MaxBytes)
+		return fault.Errorf(fault.Invalid, "the value has %d bytes, %d are allowed", len(value), MaxBytes)
+	}
+	return nil
+}
+
+// Seal returns the content of a version: what is to be encrypted. Its errors are of kind fault.Invalid.
+func Seal(r Ref, value []byte) ([]byte, error) {
+	if err := errors.Join(r.Check(), CheckValue(value)); err != nil {
+		return nil, err
 	}
 	head := magic + r.String() + " " + strconv.Itoa(len(value)) + "\n"
 	n := len(head) + len(value)

@@ -47,6 +47,7 @@ type world struct {
 	disk    *storetest.Disk
 	host    *runtimetest.Fake
 	blobs   *blobs
+	secrets *secrets
 	handler *handler.Handler
 	socket  string // path of the unix socket
 	tcp     string // address of the TCP listener
@@ -72,9 +73,10 @@ func build(t testing.TB, change ...func(*handler.Config)) *world {
 	w.must(err)
 	db, err := w.disk.Open()
 	w.must(err)
+	w.secrets = &secrets{values: map[digest.Digest]string{}}
 	w.control, err = control.Open(t.Context(), control.Config{
 		Store: db, Blobs: w.blobs, Evaluate: evaluate, Origin: "invar.test/ledger", Signer: signer, Verifier: verifier, VKey: vkey,
-		Version: version, Init: true,
+		Version: version, Init: true, Secrets: w.secrets,
 	})
 	w.must(err)
 	config := handler.Config{

@@ -413,3 +413,48 @@ func (k *keeper) lookAtFiles(dir string) {
 		k.t.Errorf("looking at the files: %v (the ledger read: %v)", err, reason)
 	}
 }
+
+// TestLostKeyStopsNothingThatRuns takes the key away: what runs goes on, what needs a secret fails and says why, and what needs none
+// works. With the key held by a command, and with the key back, all is well again.
+func TestLostKeyStopsNothingThatRuns(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root: instances are namespaces and mounts; CI runs it")
+	}
+	k := newKeeper(t)
+	k.serve()
+	value := k.set("only")
+	k.wants(0, "done: staging is generation 1", "", "apply", "staging", "--yes")
+	was := k.instances("keeper")
+
+	key, elsewhere := filepath.Join(k.host.data, "keys", "secrets.key"), filepath.Join(k.dir, "elsewhere.key")
+	k.kill(k.server.cmd.Process.Pid)
+	if err := os.Rename(key, elsewhere); err != nil {
+		t.Fatal(err)
+	}
+	k.serve()
+	if log := k.server.log.String(); !strings.Contains(log, "secret=staging/password") || !strings.Contains(log, "secrets.key is missing") {
+		t.Errorf("the server's log does not name the secret and the key:\n%s", log)
+	}
+	k.delivered(value)
+	k.wants(6, "secrets.key is missing", "another\n", "secret", "set", "staging/password")
+	k.edit(`MODE = "serve"`, `MODE = "anew"`)
+	k.wants(3, "secrets.key is missing", "", "apply", "staging", "--yes")
+	k.delivered(value)
+	if now := k.instances("keeper"); strings.Join(now, " ") != strings.Join(was, " ") {
+		t.Errorf("the instances were %v, and are %v without the key", was, now)
+	}
+	if _, err := os.Stat(key); err == nil {
+		t.Error("a key was made in place of the one that is missing")
+	}
+
+	k.kill(k.server.cmd.Process.Pid)
+	var err error
+	if k.server, err = startServer(k.host.data, os.Environ(), "--gateway", k.gateway, "--secrets-key-command", "cat '"+elsewhere+"'"); err != nil {
+		t.Fatal(err)
+	}
+	k.wants(0, "done: staging is generation", "", "apply", "staging", "--yes")
+	k.delivered(value)
+	if _, err := os.Stat(key); err == nil {
+		t.Error("what the command printed was written down")
+	}
+}
