@@ -67,6 +67,8 @@ const (
 	PathLogs         = "/v1/environments/{env}/logs/{component}"
 	PathSecrets      = "/v1/environments/{env}/secrets"
 	PathSecret       = "/v1/environments/{env}/secrets/{name}"
+	PathExec         = "/v1/environments/{env}/exec/{component}"
+	PathRecording    = "/v1/recordings/{digest}"
 	PathRelease      = "/v1/releases/{ref}"
 	PathDiff         = "/v1/diff"
 	PathEvents       = "/v1/events"

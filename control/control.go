@@ -67,6 +67,8 @@ type Config struct {
 	User     string        // user name that the server runs as: beside root, the owner of a server without a definition; may be ""
 	Version  string        // of invar, for log.start entries
 
+	Recordings Recordings // nil: no session can be opened
+
 	// Init makes a new ledger in an empty store. Without it an empty store is refused: a ledger that
 	// is missing must not be taken for one that is new. With it, a store that has a ledger is refused.
 	Init bool
@@ -101,7 +103,8 @@ type Service struct {
 	saveMu  sync.Mutex
 	savedAt int64 // size of the newest snapshot that this Service stored
 
-	saving sync.WaitGroup
+	saving   sync.WaitGroup
+	sessions sync.WaitGroup // under way; Close waits for their ends to be recorded
 }
 
 // entry returns an entry by the actor, now.

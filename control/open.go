@@ -46,6 +46,9 @@ func Open(ctx context.Context, c Config) (*Service, error) {
 	if err := s.begin(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("opening the ledger %s: %w", c.Origin, err), log.Close())
 	}
+	if err := s.endLost(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("opening the ledger %s: %w", c.Origin, err), log.Close())
+	}
 	return s, nil
 }
 
@@ -245,6 +248,15 @@ func (s *Service) save(ctx context.Context, now state.State) error {
 // Close records the stop, saves a snapshot, and closes the ledger. It does all of it even when a part fails. No
 // other call may be running or follow.
 func (s *Service) Close(ctx context.Context) error {
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		s.sessions.Wait()
+	}()
+	select {
+	case <-ended:
+	case <-ctx.Done(): // the next Service records them as lost
+	}
 	_, stop := s.append(ctx, func(state.State) ([]state.Entry, error) {
 		return []state.Entry{s.entry(operator, "", state.LogStop{})}, nil
 	})

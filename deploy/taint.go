@@ -16,6 +16,7 @@ type Taint struct {
 	By    string    `json:"by"` // BySession(id) or ByForeign
 	Cause string    `json:"cause"`
 	Until time.Time `json:"until,omitzero"` // when the instance may be replaced; zero: at once
+	Over  bool      `json:"over,omitempty"` // the session's end was recorded
 }
 
 // ByForeign is who taints when a process that is not the instance's was found in it.
@@ -75,7 +76,7 @@ func (e *Environment) taint(s Step, at time.Time) error {
 	}
 	i.Taints = slices.Clone(i.Taints)
 	if n := slices.IndexFunc(i.Taints, func(t Taint) bool { return t.By == s.By }); n >= 0 {
-		i.Taints[n].Until = until
+		i.Taints[n].Until, i.Taints[n].Over = until, true
 	} else {
 		i.Taints = append(i.Taints, Taint{Since: at, By: s.By, Cause: s.Cause, Until: until})
 	}

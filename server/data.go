@@ -36,6 +36,8 @@ const (
 	rootsDir   = "roots"
 	gatewayDir = "gateway"
 
+	recordingsDir = "recordings"
+
 	cosignedFile = "checkpoint.cosigned" // the newest checkpoint with a quorum of witnesses; in a copy of the tiles as well
 )
 

@@ -84,6 +84,8 @@ type Server struct {
 	collect *collect.Collector
 	api     *handler.Handler
 	oidc    *oidc.Verifier
+
+	recordings recordings
 }
 
 // Run serves until ctx ends. Instances and gateway run on.
@@ -117,8 +119,12 @@ func (s *Server) openLedger(ctx context.Context) (err error) {
 		return err
 	}
 	e := &evaluator{s.content, roots, sbom.Signer{Name: s.data.key.origin(), Key: s.data.key.private}}
+	if s.recordings, err = openRecordings(s.data.path(recordingsDir)); err != nil {
+		return err
+	}
 	s.control, err = control.Open(ctx, control.Config{
-		Store: s.data.store, Blobs: blobs{s.content, roots}, Attached: blobs{s.content, roots}.attached, Evaluate: e.evaluate, Images: e.images, Secrets: s.vault,
+		Recordings: s.recordings,
+		Store:      s.data.store, Blobs: blobs{s.content, roots}, Attached: blobs{s.content, roots}.attached, Evaluate: e.evaluate, Images: e.images, Secrets: s.vault,
 		Origin: s.data.key.origin(), Signer: s.data.key.signer, Verifier: s.data.key.verifier, VKey: s.data.key.vkey,
 		Version: s.config.Version, Init: empty, Log: s.log, User: owner(),
 	})
@@ -169,7 +175,7 @@ func (s *Server) openAPI(ctx context.Context) (err error) {
 		Control: s.control, Host: s.host, Source: s.data.store, Verifier: s.data.key.verifier, VKey: s.data.key.vkey, Log: s.log,
 		Version: s.config.Version, DataFormat: DataFormat, StartedAt: s.started, Machine: s.machine(),
 		Cosigned: s.collect.Cosigned, Witnesses: s.witnesses,
-		Gateway: s.gateway.Status, Healthy: s.healthy, OIDC: s.identify, Registry: s.content.Handler(ctx),
+		Gateway: s.gateway.Status, Healthy: s.healthy, OIDC: s.identify, Registry: s.content.Handler(ctx), Recordings: s.recordings.open,
 		Metrics: promhttp.HandlerFor(newRegistry(s.control.State, s.collect.Status), promhttp.HandlerOpts{}),
 	})
 	return err

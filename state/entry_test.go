@@ -36,6 +36,8 @@ func samples() []state.Entry {
 		state.VolumeDestroy{Generation: 4},
 		state.TokenCreate{Token: "abcdefgh", Name: "ci", Secret: d},
 		state.TokenRevoke{Token: "abcdefgh"},
+		state.SessionStart{Session: "abcdefghabcd", Instance: "web-aaaaaaaaaa", Component: "web", Command: []string{"sh"}, TTY: true, Deadline: 1764064800000},
+		state.SessionEnd{Session: "abcdefghabcd", Instance: "web-aaaaaaaaaa", How: state.SessionExited, ExitCode: 1, Encrypted: true, Detail: "because"},
 	}
 	for _, k := range state.Kinds() {
 		if s, ok := k.Fields().(state.Step); ok {

@@ -94,7 +94,7 @@ func (f *fold) apply(entries []Entry) error {
 	switch d := e.Data.(type) {
 	case Genesis:
 		f.log.Origin, f.log.VKey = d.Origin, d.VKey
-	case LogStart, LogStop:
+	case LogStart, LogStop, SessionStart, SessionEnd: // what follows from a session is a taint
 	case Bundle:
 		return f.bundle(d)
 	case Release:

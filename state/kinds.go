@@ -77,6 +77,8 @@ var kinds = []KindInfo{
 	{KindPolicyDecision, "A policy has judged a change.", true, of[PolicyDecision]},
 	{KindReleaseRevoke, "A release is blocked for good.", true, of[ReleaseRevoke]},
 	{KindAccessDenied, "A request was refused.", false, of[AccessDenied]},
+	{KindSessionStart, "Somebody is about to run a command in an instance.", true, of[SessionStart]},
+	{KindSessionEnd, "Such a session is over; the body is its recording.", true, of[SessionEnd]},
 	{KindTokenCreate, "A token for the API was made.", false, of[TokenCreate]},
 	{KindTokenRevoke, "A token was revoked.", false, of[TokenRevoke]},
 	{KindSecretVersion, "A version of a secret was made; no release has it yet.", true, of[SecretVersion]},
@@ -134,6 +136,10 @@ func decodeData(k Kind, raw json.RawMessage) (Data, error) {
 		return decodeAs[ReleaseRevoke](raw)
 	case KindAccessDenied:
 		return decodeAs[AccessDenied](raw)
+	case KindSessionStart:
+		return decodeAs[SessionStart](raw)
+	case KindSessionEnd:
+		return decodeAs[SessionEnd](raw)
 	case KindTokenCreate:
 		return decodeAs[TokenCreate](raw)
 	case KindTokenRevoke:

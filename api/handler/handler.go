@@ -27,6 +27,7 @@ import (
 
 	"github.com/invarhq/invar/api"
 	"github.com/invarhq/invar/control"
+	"github.com/invarhq/invar/digest"
 	"github.com/invarhq/invar/gateway"
 	"github.com/invarhq/invar/identity"
 	"github.com/invarhq/invar/identity/challenge"
@@ -71,6 +72,9 @@ type Config struct {
 	// OIDC checks a token of an OpenID provider: nil when none is taken.
 	OIDC func(ctx context.Context, token string) (identity.Identity, error)
 
+	// Recordings opens the recording of a session. nil: there are none.
+	Recordings func(digest.Digest) (io.ReadCloser, error)
+
 	Names    []string     // by which we are reached over TCP, beside addresses and localhost; may be nil
 	Registry http.Handler // the OCI registry under /v2/; nil: none
 	Metrics  http.Handler // what is scraped at /metrics; nil: none
@@ -81,6 +85,7 @@ type Host interface {
 	List(ctx context.Context) ([]instance.Observation, error)
 	Changed() <-chan struct{}
 	Measure(ctx context.Context, id instance.ID) (runtime.Measurement, error)
+	Exec(ctx context.Context, id instance.ID, s runtime.Session) (int, error)
 	Logs(ctx context.Context, id instance.ID, w io.Writer, tail int, follow bool) error
 }
 
@@ -187,6 +192,8 @@ func (h *Handler) mount(mux *http.ServeMux) error {
 	})
 	mux.Handle("GET "+api.PathDocs, docs)
 	mux.Handle("GET "+api.PathTiles+"{path...}", h.guarded("tiles", always(platform.LedgerRead), http.HandlerFunc(h.tile)))
+	mux.HandleFunc("GET "+api.PathExec, h.exec)
+	mux.Handle("GET "+api.PathRecording, h.guarded("recording", always(platform.Evidence), http.HandlerFunc(h.recording)))
 	if h.config.Registry != nil {
 		mux.Handle(api.PathRegistry, h.guarded("registry", pullOrPush, h.config.Registry))
 	}
