@@ -212,9 +212,9 @@ func (a *app) renderPlan(w io.Writer, st style, p api.Plan) {
 	}
 	if p.Env == string(platform.Env) {
 		fmt.Fprintf(w, "\n%d to add (+), %d to replace (+/-), %d to remove (-).\n", p.Adds, p.Replaces, p.Removes)
-		return
+	} else {
+		fmt.Fprintf(w, "\n%d to start (+), %d to replace (+/-), %d to retire (-). Nothing is modified in place.\n", p.Adds, p.Replaces, p.Removes)
 	}
-	fmt.Fprintf(w, "\n%d to start (+), %d to replace (+/-), %d to retire (-). Nothing is modified in place.\n", p.Adds, p.Replaces, p.Removes)
 	a.renderDecisions(w, st, p.Decisions)
 	if p.Governed {
 		fmt.Fprintf(w, "%s asks for approvals: applying this proposes a change that waits.\n", p.Env)

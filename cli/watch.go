@@ -280,6 +280,32 @@ type stepData struct {
 	ExitCode   int    `json:"exit_code"`
 	OOM        bool   `json:"oom"`
 	Cause      string `json:"cause"`
+
+	Change    int    `json:"change"`
+	Move      string `json:"move"`
+	Operation string `json:"operation"`
+	Policy    string `json:"policy"`
+	Allowed   bool   `json:"allowed"`
+	Phase     string `json:"phase"`
+	Verdict   string `json:"verdict"`
+	Override  string `json:"override"`
+	Emergency bool   `json:"emergency"`
+	Repeated  int    `json:"repeated"`
+}
+
+// special is what was unusual about a move.
+func (d stepData) special() string {
+	out := ""
+	if d.Change != 0 {
+		out += fmt.Sprintf(", of change %d", d.Change)
+	}
+	if d.Emergency {
+		out += ", in an emergency"
+	}
+	if d.Override != "" {
+		out += ", in spite of freeze " + d.Override
+	}
+	return out
 }
 
 // describe says what an entry of a rollout means, in one line.
@@ -297,11 +323,11 @@ func describe(e api.Entry) string {
 	}
 	switch e.Kind {
 	case "change.apply":
-		return fmt.Sprintf("apply    generation %d, release %s", d.Generation, short(d.Release))
+		return fmt.Sprintf("apply    generation %d, release %s", d.Generation, short(d.Release)) + d.special()
 	case "change.rollback":
-		return fmt.Sprintf("rollback generation %d, release %s of generation %d", d.Generation, short(d.Release), d.To)
+		return fmt.Sprintf("rollback generation %d, release %s of generation %d", d.Generation, short(d.Release), d.To) + d.special()
 	case "change.destroy":
-		return fmt.Sprintf("destroy  generation %d%s", d.Generation, map[bool]string{true: ", with its volumes"}[d.Volumes])
+		return fmt.Sprintf("destroy  generation %d%s", d.Generation, map[bool]string{true: ", with its volumes"}[d.Volumes]) + d.special()
 	case "volume.destroy":
 		return "deleted  volumes"
 	case "instance.create":
@@ -336,6 +362,35 @@ func describe(e api.Entry) string {
 		return fmt.Sprintf("failed   generation %d%s", d.Generation, because)
 	case "deploy.revert":
 		return fmt.Sprintf("revert   as generation %d%s", d.Generation, because)
+	}
+	return describeGovernance(e, d, because)
+}
+
+// describeGovernance says what an entry about a change, or about access, means.
+func describeGovernance(e api.Entry, d stepData, because string) string {
+	switch e.Kind {
+	case "change.request":
+		return fmt.Sprintf("propose  change %d: %s, release %s", d.Change, d.Move, short(d.Release))
+	case "change.approve", "change.reject", "change.withdraw", "change.void":
+		return fmt.Sprintf("%-8s change %d%s", strings.TrimPrefix(e.Kind, "change."), d.Change, because)
+	case "change.confirm":
+		return fmt.Sprintf("confirm  generation %d", d.Generation)
+	case "change.review":
+		return fmt.Sprintf("review   generation %d: %s", d.Generation, d.Verdict)
+	case "policy.decision":
+		verdict := map[bool]string{true: "allows", false: "refuses"}[d.Allowed]
+		if d.Change != 0 {
+			return fmt.Sprintf("policy   %s %s change %d (%s)", d.Policy, verdict, d.Change, d.Phase)
+		}
+		return fmt.Sprintf("policy   %s %s", d.Policy, verdict)
+	case "release.revoke":
+		return "revoke   release " + short(d.Release)
+	case "access.denied":
+		text := "denied   " + d.Operation + because
+		if d.Repeated > 0 {
+			text += fmt.Sprintf(" (%d more times)", d.Repeated)
+		}
+		return text
 	}
 	return e.Kind
 }
