@@ -68,6 +68,7 @@ type Daemons struct {
 type ServerConfig struct {
 	Data     string // data directory
 	Listen   string // address of the API; "" is none
+	Names    []string
 	Gateway  string // address of the HTTP gateway
 	HTTPS    string // address of the HTTPS gateway; "" is none
 	ACME     string // directory URL of the certificate authority for routes with tls = "acme"

@@ -1,13 +1,10 @@
 package cli
 
 import (
-	"fmt"
 	"os"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/cobra/doc"
-
-	"github.com/invarhq/invar/api"
 )
 
 func (a *app) serverCommand() *cobra.Command {
@@ -32,6 +29,7 @@ starts. "invar server stop" retires them as well.`,
 	f := c.Flags()
 	f.StringVar(&cfg.Data, "data", DefaultData, "data `DIR`ectory; made when it is missing or empty")
 	f.StringVar(&cfg.Listen, "listen", "127.0.0.1:7373", "`ADDR`ess of the API; \"\" for none")
+	f.StringSliceVar(&cfg.Names, "name", nil, "DNS `NAME` by which clients reach the API over TCP, beside its address and localhost; may be repeated")
 	f.StringVar(&cfg.Gateway, "gateway", "127.0.0.1:8080", "`ADDR`ess of the HTTP gateway")
 	f.StringVar(&cfg.HTTPS, "gateway-tls", "127.0.0.1:8443", "`ADDR`ess of the HTTPS gateway, for routes with tls; \"\" for none")
 	f.StringVar(&cfg.ACME, "acme", "", "directory `URL` of the ACME authority for routes with tls = \"acme\"")
@@ -66,73 +64,6 @@ func (a *app) gatewayCommand() *cobra.Command {
 		Args:   cobra.NoArgs,
 		RunE:   func(c *cobra.Command, _ []string) error { return a.Daemons.Gateway(c.Context()) },
 	}
-}
-
-func (a *app) tokenCommand() *cobra.Command {
-	c := &cobra.Command{
-		Use:   "token",
-		Short: "Manage the tokens that let programs use the API over TCP",
-		Args:  cobra.NoArgs,
-		RunE:  func(c *cobra.Command, _ []string) error { return c.Help() },
-	}
-	create := &cobra.Command{
-		Use:   "create NAME",
-		Short: "Make a token; its secret is shown once",
-		Args:  cobra.ExactArgs(1),
-		RunE: func(c *cobra.Command, args []string) error {
-			cl, err := a.client()
-			if err != nil {
-				return err
-			}
-			t, err := cl.CreateToken(c.Context(), api.TokenRequest{Name: args[0]})
-			if err != nil {
-				return err
-			}
-			if a.output == "json" {
-				return a.json(t)
-			}
-			fmt.Fprintf(a.Stderr, "token %s for %s; set it as INVAR_TOKEN, it is not shown again:\n", t.ID, t.Name)
-			_, err = fmt.Fprintln(a.Stdout, t.Secret)
-			return err
-		},
-	}
-	list := &cobra.Command{
-		Use:   "list",
-		Short: "List the tokens that are valid",
-		Args:  cobra.NoArgs,
-		RunE: func(c *cobra.Command, _ []string) error {
-			cl, err := a.client()
-			if err != nil {
-				return err
-			}
-			tokens, err := cl.Tokens(c.Context())
-			if err != nil {
-				return err
-			}
-			if a.output == "json" {
-				return a.json(tokens)
-			}
-			var rows [][]string
-			for _, t := range tokens {
-				rows = append(rows, []string{t.ID, t.Name, t.By, age(t.CreatedAt)})
-			}
-			return table(a.Stdout, "ID NAME BY AGE", rows)
-		},
-	}
-	revoke := &cobra.Command{
-		Use:   "revoke ID",
-		Short: "Revoke a token",
-		Args:  cobra.ExactArgs(1),
-		RunE: func(c *cobra.Command, args []string) error {
-			cl, err := a.client()
-			if err != nil {
-				return err
-			}
-			return cl.DeleteToken(c.Context(), args[0])
-		},
-	}
-	c.AddCommand(create, list, revoke)
-	return c
 }
 
 func (a *app) manCommand() *cobra.Command {

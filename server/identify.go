@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/invarhq/invar/identity"
@@ -21,4 +22,13 @@ func (s *Server) identify(ctx context.Context, token string) (identity.Identity,
 		issuers = append(issuers, oidc.Issuer{URL: i.URL, Audience: audience})
 	}
 	return s.oidc.Verify(ctx, issuers, token, time.Now())
+}
+
+// names are the server's DNS names in the spelling that requests are compared in.
+func (s *Server) names() []string {
+	var out []string
+	for _, n := range s.config.Names {
+		out = append(out, strings.ToLower(strings.TrimSuffix(n, ".")))
+	}
+	return out
 }

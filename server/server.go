@@ -48,10 +48,11 @@ import (
 
 // Config says where a server lives and listens.
 type Config struct {
-	Data     string // data directory; made when it is missing
-	Listen   string // address of the API over TCP; "": none
-	HTTP     string // address of the HTTP gateway
-	HTTPS    string // address of the HTTPS gateway; "": none
+	Data     string   // data directory; made when it is missing
+	Listen   string   // address of the API over TCP; "": none
+	Names    []string // by which the API is reached over TCP, beside its address and localhost
+	HTTP     string   // address of the HTTP gateway
+	HTTPS    string   // address of the HTTPS gateway; "": none
 	ACME     proxy.ACME
 	Version  string
 	Command  []string // starts the gateway: this program and its arguments
@@ -175,7 +176,7 @@ func (s *Server) openAPI(ctx context.Context) (err error) {
 		Control: s.control, Host: s.host, Source: s.data.store, Verifier: s.data.key.verifier, VKey: s.data.key.vkey, Log: s.log,
 		Version: s.config.Version, DataFormat: DataFormat, StartedAt: s.started, Machine: s.machine(),
 		Cosigned: s.collect.Cosigned, Witnesses: s.witnesses,
-		Gateway: s.gateway.Status, Healthy: s.healthy, OIDC: s.identify, Registry: s.content.Handler(ctx), Recordings: s.recordings.open,
+		Gateway: s.gateway.Status, Healthy: s.healthy, OIDC: s.identify, Names: s.names(), Registry: s.content.Handler(ctx), Recordings: s.recordings.open,
 		Metrics: promhttp.HandlerFor(newRegistry(s.control.State, s.collect.Status), promhttp.HandlerOpts{}),
 	})
 	return err
