@@ -51,6 +51,9 @@ func (s *Service) decideMove(ctx context.Context, by Actor, in intent) (Moved, e
 	if in.how.Emergency && strings.TrimSpace(in.reason) == "" {
 		return Moved{}, fault.WithHint(fault.Errorf(fault.Invalid, "an emergency needs a reason"), "say why with --reason")
 	}
+	if err := s.selfJudged(ctx, by, in); err != nil {
+		return Moved{}, err
+	}
 	verdict, err := s.judge(ctx, by, in, 0)
 	if err == nil && !in.how.Emergency {
 		err = s.refuse(ctx, in, verdict, 0, state.PhaseApply)

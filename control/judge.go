@@ -103,6 +103,34 @@ func (s *Service) askOne(ctx context.Context, rules platform.Definition, p platf
 	return judged{name: p.Name, decision: decision, encoded: encoded}, err
 }
 
+// selfJudged refuses a definition of the platform whose own policies would refuse the very change that brings it: nobody
+// could change it any more in the usual way.
+func (s *Service) selfJudged(ctx context.Context, by Actor, in intent) error {
+	if in.env != platform.Env || in.record.Platform == nil {
+		return nil
+	}
+	rules := *in.record.Platform
+	policies := rules.PoliciesOf(platform.Env)
+	if len(policies) == 0 {
+		return nil
+	}
+	input, err := s.policyInput(ctx, s.State(), rules, by, in, 0, policy.PhaseRequest)
+	if err != nil {
+		return err
+	}
+	for _, p := range policies {
+		j, err := s.askOne(ctx, rules, p, input)
+		if err != nil {
+			return err
+		}
+		if err := (verdict{judged: []judged{j}}).refusal(); err != nil {
+			return fault.WithHint(fault.Errorf(fault.Denied, "this would lock everyone out: its own policy %s refuses this very change: %w", p.Name, err),
+				"have the policy let changes of environment %s pass", platform.Env)
+		}
+	}
+	return nil
+}
+
 // exceptions are those of a policy in the environment, as package policy has them.
 func exceptions(rules platform.Definition, name string, env spec.EnvName) []policy.Exception {
 	var out []policy.Exception

@@ -291,6 +291,11 @@ func (d Definition) Lockout(now time.Time) error {
 		return out
 	}
 	appliers, approvers := holders(Apply), holders(Approve)
+	for _, f := range d.Freezes {
+		if MatchesAny(f.Environments, Env) && len(holders(FreezeOverride)) == 0 {
+			return lockout(fmt.Sprintf("freeze %s is of that environment too, and nobody has the permission %s there", f.Name, FreezeOverride))
+		}
+	}
 	if len(appliers) == 0 {
 		return lockout("nobody who can come in has the permission apply there for good")
 	}
@@ -383,11 +388,12 @@ func (d Definition) Session(env spec.EnvName) time.Duration {
 	return DefaultSession
 }
 
-// PoliciesOf returns the policies that judge changes of the environment.
+// PoliciesOf returns the policies that judge changes of the environment. The platform's own is judged by those alone that
+// name it: what is meant for all apps must not be in the way of taking itself back.
 func (d Definition) PoliciesOf(env spec.EnvName) []Policy {
 	var out []Policy
 	for _, p := range d.Policies {
-		if MatchesAny(p.Environments, env) {
+		if MatchesAny(p.Environments, env) && (env != Env || slices.Contains(p.Environments, Pattern(Env))) {
 			out = append(out, p)
 		}
 	}

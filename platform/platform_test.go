@@ -320,6 +320,10 @@ func TestLockoutIsRefused(t *testing.T) {
 		{"a rule that only the authors could meet", func(d *Definition) {
 			d.Approvals = append(d.Approvals, Approval{Name: "self", Environments: []Pattern{"platform"}, Require: "2 of (principal.alice, principal.carol)", ExpiresMillis: 1})
 		}, "would lack approvals"},
+		{"a freeze that nobody may override", func(d *Definition) {
+			d.Roles[0].Permissions = []Permission{Apply, Approve}
+			d.Freezes = []Freeze{{Name: "f", Environments: []Pattern{"*"}, Kind: FreezeDeny, From: now, To: now.AddDate(99, 0, 0)}}
+		}, "freeze f is of that environment too"},
 		{"nobody is left to carry it out", func(d *Definition) {
 			d.Approvals = append(d.Approvals, Approval{Name: "self", Environments: []Pattern{"platform"}, Require: "1 of (principal.alice, principal.carol)", ExpiresMillis: 1})
 		}, "nobody could carry out"},
@@ -330,6 +334,16 @@ func TestLockoutIsRefused(t *testing.T) {
 		if fault.KindOf(err) != fault.Denied || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v, want %q", c.name, err, c.want)
 		}
+	}
+}
+
+func TestPoliciesForAllAppsDoNotJudgeThePlatform(t *testing.T) {
+	d := Definition{Policies: []Policy{{Name: "all", Environments: []Pattern{"*"}}, {Name: "self", Environments: []Pattern{"platform"}}}}
+	if got := d.PoliciesOf(Env); len(got) != 1 || got[0].Name != "self" {
+		t.Errorf("the platform is judged by %v, want self alone", got)
+	}
+	if got := d.PoliciesOf("prod"); len(got) != 1 || got[0].Name != "all" {
+		t.Errorf("prod is judged by %v, want all alone", got)
 	}
 }
 
