@@ -86,6 +86,8 @@ type command = func(ts *testscript.TestScript, neg bool, args []string)
 func commands() map[string]command {
 	all := map[string]command{
 		"serve":    cmdServe,
+		"hammer":   cmdHammer,
+		"calm":     cmdCalm,
 		"fetch":    cmdFetch,
 		"post":     cmdPost,
 		"replace":  cmdReplace,

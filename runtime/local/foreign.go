@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -23,7 +22,10 @@ import (
 // they are known by their PIDs, and by nothing that another process could imitate.
 //
 // It is found by reading /proc every scanEvery. What comes and goes between two scans is not seen.
-const scanEvery = time.Second
+const (
+	scanEvery    = time.Second
+	maxScanEvery = 3 * time.Second
+)
 
 // maxCommand is how much of a foreign process's arguments is kept.
 const maxCommand = 256
@@ -77,15 +79,17 @@ func newScanner(h *Host) *scanner {
 // watchForeign scans until ctx ends.
 func (h *Host) watchForeign(ctx context.Context) {
 	s := newScanner(h)
-	for {
+	for pause := scanEvery; ; {
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(scanEvery):
+		case <-time.After(pause):
 		}
+		began := time.Now()
 		for id, found := range s.scan() {
 			h.addForeign(id, found)
 		}
+		pause = min(max(scanEvery, 20*time.Since(began)), maxScanEvery) // a twentieth of a core, unless that would find too late
 	}
 }
 
@@ -362,7 +366,16 @@ func readProc(pid int) (proc, error) {
 	}
 	p := proc{pid: pid}
 	var flags uint64
-	_, err = fmt.Sscan(string(bytes.Join([][]byte{f[1], f[6], f[17], f[19]}, []byte(" "))), &p.parent, &flags, &p.threads, &p.start)
+	p.parent, err = strconv.Atoi(string(f[1]))
+	if err == nil {
+		flags, err = strconv.ParseUint(string(f[6]), 10, 64)
+	}
+	if err == nil {
+		p.threads, err = strconv.Atoi(string(f[17]))
+	}
+	if err == nil {
+		p.start, err = strconv.ParseUint(string(f[19]), 10, 64)
+	}
 	p.kernel = flags&kernelThread != 0
 	return p, err
 }

@@ -2,6 +2,7 @@
 package main
 
 import (
+	"bufio"
 	"fmt"
 	"net/http"
 	"os"
@@ -9,6 +10,9 @@ import (
 )
 
 func main() {
+	if len(os.Args) > 1 && os.Args[1] == "shell" {
+		shell()
+	}
 	mode := os.Getenv("MODE")
 	fmt.Println("mode", mode)
 	switch mode {
@@ -22,6 +26,18 @@ func main() {
 	http.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintf(w, "mode %s\n", mode) })
 	fmt.Fprintln(os.Stderr, http.ListenAndServe(":8080", nil))
 	os.Exit(1)
+}
+
+// shell is what sessions run in an image without one: it repeats what it reads, and ends with status 3 at "leave".
+func shell() {
+	fmt.Println("hello from", os.Getenv("MODE"))
+	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
+		if lines.Text() == "leave" {
+			os.Exit(3)
+		}
+		fmt.Println("you said", lines.Text())
+	}
+	os.Exit(0)
 }
 
 var eaten [][]byte
