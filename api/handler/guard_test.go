@@ -1,6 +1,7 @@
 package handler_test
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -16,6 +17,7 @@ import (
 	"github.com/invarhq/invar/api/client"
 	"github.com/invarhq/invar/api/handler"
 	"github.com/invarhq/invar/fault"
+	"github.com/invarhq/invar/identity"
 )
 
 // over asks over TCP with these headers, and returns the answer with its problem, if it is one.
@@ -289,4 +291,32 @@ func FuzzParameters(f *testing.F) {
 			t.Errorf("%q: got %d, %s", url, rec.Code, rec.Body)
 		}
 	})
+}
+
+// A provider that is down is no fault of the token's bearer.
+func TestTokensOfProvidersAreDeniedOrUnavailableWithTheirReason(t *testing.T) {
+	answers := map[string]error{
+		"a.b.denied": fault.Errorf(fault.Denied, "token: it expired"),
+		"a.b.down":   fault.Errorf(fault.Unavailable, "asking https://id.example.com for its keys: refused"),
+		"a.b.nobody": nil,
+	}
+	w := newWorld(t, func(c *handler.Config) {
+		c.OIDC = func(_ context.Context, token string) (identity.Identity, error) {
+			return identity.Identity{Method: identity.OIDC, Name: "mallory", Issuer: "https://id.example.com"}, answers[token]
+		}
+	})
+	for token, want := range map[string]struct {
+		status int
+		detail string
+	}{
+		"a.b.denied": {http.StatusUnauthorized, "it expired"},
+		"a.b.down":   {http.StatusServiceUnavailable, "asking https://id.example.com for its keys"},
+		"a.b.nobody": {http.StatusUnauthorized, "oidc:mallory is no principal"},
+		"a.b":        {http.StatusUnauthorized, "the token is not valid"},
+	} {
+		resp, p := w.over("GET", api.PathServer, "", "Authorization", "Bearer "+token)
+		if resp.StatusCode != want.status || !strings.Contains(p.Detail, want.detail) {
+			t.Errorf("%s: got %d, %q; want %d, %q", token, resp.StatusCode, p.Detail, want.status, want.detail)
+		}
+	}
 }

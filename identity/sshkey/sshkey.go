@@ -108,7 +108,7 @@ func typeError(name string) error {
 	case strings.Contains(name, "-cert-v"):
 		return fault.WithHint(fault.Errorf(fault.Invalid, "SSH key: %.60s is a certificate, and certificates are not taken", name),
 			"use the key itself: the line in the file *.pub without -cert in its name")
-	case name == ssh.InsecureKeyAlgoDSA:
+	case name == "ssh-dss":
 		return fault.WithHint(fault.Errorf(fault.Invalid, "SSH key: DSA is too weak"), "make a better one: ssh-keygen -t ed25519")
 	}
 	return fault.WithHint(fault.Errorf(fault.Invalid, "SSH key: type %.60q is not taken", name),
