@@ -77,7 +77,7 @@ func (s *Service) ask(ctx context.Context, author Actor, in intent, n state.Chan
 		return out, fmt.Errorf("storing a policy's input: %w", err)
 	}
 	for _, p := range policies {
-		j, err := s.askOne(ctx, rules, p, input)
+		j, err := s.askOne(ctx, now.DefinedBy(), rules, p, input)
 		if err != nil {
 			return out, fmt.Errorf("asking policy %s: %w", p.Name, err)
 		}
@@ -87,7 +87,7 @@ func (s *Service) ask(ctx context.Context, author Actor, in intent, n state.Chan
 	return out, nil
 }
 
-func (s *Service) askOne(ctx context.Context, rules platform.Definition, p platform.Policy, input policy.Input) (judged, error) {
+func (s *Service) askOne(ctx context.Context, grantedBy string, rules platform.Definition, p platform.Policy, input policy.Input) (judged, error) {
 	bundle, err := s.policies.compile(p)
 	if err != nil {
 		return judged{}, err
@@ -95,7 +95,7 @@ func (s *Service) askOne(ctx context.Context, rules platform.Definition, p platf
 	if err := s.put(ctx, bundle.Digest(), bundle.Archive()); err != nil {
 		return judged{}, err
 	}
-	decision, err := bundle.Decide(ctx, input, exceptions(rules, p.Name, input.Environment.Name))
+	decision, err := bundle.Decide(ctx, input, exceptions(grantedBy, rules, p.Name, input.Environment.Name))
 	if err != nil {
 		return judged{}, err
 	}
@@ -119,7 +119,7 @@ func (s *Service) selfJudged(ctx context.Context, by Actor, in intent) error {
 		return err
 	}
 	for _, p := range policies {
-		j, err := s.askOne(ctx, rules, p, input)
+		j, err := s.askOne(ctx, by.Who()+", who proposes the definition", rules, p, input)
 		if err != nil {
 			return err
 		}
@@ -131,11 +131,12 @@ func (s *Service) selfJudged(ctx context.Context, by Actor, in intent) error {
 	return nil
 }
 
-// exceptions are those of a policy in the environment, as package policy has them.
-func exceptions(rules platform.Definition, name string, env spec.EnvName) []policy.Exception {
+// exceptions are those of a policy in the environment, as package policy has them. Whoever put the definition in force that has
+// them granted them.
+func exceptions(grantedBy string, rules platform.Definition, name string, env spec.EnvName) []policy.Exception {
 	var out []policy.Exception
 	for _, e := range rules.ExceptionsOf(name, env) {
-		x := policy.Exception{ID: e.Name, Rule: e.Rule, Ticket: e.Ticket, Reason: e.Reason, Expires: e.Expires, GrantedBy: "platform"}
+		x := policy.Exception{ID: e.Name, Rule: e.Rule, Ticket: e.Ticket, Reason: e.Reason, Expires: e.Expires, GrantedBy: grantedBy}
 		for _, p := range e.Environments {
 			x.Environments = append(x.Environments, string(p))
 		}

@@ -35,7 +35,7 @@ func (e *evaluator) images(ctx context.Context, name digest.Digest, env spec.Env
 			return nil, err
 		}
 		sboms[image] = policy.SBOM{Digest: a.SBOMDigest, Packages: a.Summary.Packages, Unlicensed: a.Summary.Unlicensed,
-			Licenses: append(a.Summary.Licenses, a.Summary.Unknown...)}
+			Complete: a.Summary.Complete, Licenses: a.Summary.Licenses, Unknown: a.Summary.Unknown}
 	}
 	return policy.Images(app.Images, m.Lock(), bundle.Images, sboms), nil
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"iter"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/hashicorp/go-memdb"
@@ -324,6 +325,38 @@ func (s State) Revoked(d digest.Digest) (Revocation, bool) {
 // Revocations yields every revocation, by release.
 func (s State) Revocations() iter.Seq[Revocation] {
 	return all[Revocation](s.db.Txn(false), tableRevocations, "")
+}
+
+// DefinedBy says who put the platform's definition in force: who applied it, who had proposed and who approved it, and its release.
+// What returned to an earlier definition does not count: it was in force before. It is "" where there is none.
+//
+//	dave, as proposed by root and approved by alice and carol: platform@4, release sha256:…
+func (s State) DefinedBy() string {
+	env, err := s.Environment(platform.Env)
+	if err != nil || env.Head.Release == "" {
+		return ""
+	}
+	by, err := s.Generation(platform.Env, env.Head.Number)
+	for g := range s.Heads(env.Head.Release) {
+		if g.Env == platform.Env && g.Kind == MovedByApply { // in the order of their numbers
+			by, err = g, nil
+		}
+	}
+	if err != nil {
+		return ""
+	}
+	who := by.Actor.Who()
+	if c, err := s.Change(by.Of); by.Of != 0 && err == nil {
+		who += ", as proposed by " + c.Author.Who()
+		var approvers []string
+		for _, a := range c.Approvals {
+			approvers = append(approvers, a.By.Who())
+		}
+		if approvers != nil {
+			who += " and approved by " + strings.Join(approvers, " and ")
+		}
+	}
+	return fmt.Sprintf("%s: %s@%d, release %s", who, platform.Env, by.Number, by.Release)
 }
 
 func changeKey(n ChangeNumber) string { return fmt.Sprintf("%010d", n) }
