@@ -161,7 +161,7 @@ func (d *daemon) fill(ctx context.Context, size int64) (err error) {
 	if err != nil {
 		return err
 	}
-	evaluate := func(context.Context, io.Reader, spec.EnvName, release.Bundle, digest.Digest) (release.Record, spec.EnvName, error) {
+	evaluate := func(context.Context, io.Reader, spec.EnvName, release.Bundle, digest.Digest, release.Pins) (release.Record, spec.EnvName, error) {
 		return release.Record{}, "", fault.Errorf(fault.Unavailable, "nothing is evaluated here")
 	}
 	c, err := control.Open(ctx, control.Config{Store: s, Blobs: blobs, Evaluate: evaluate, Origin: signer.Name(), Signer: signer, Verifier: verifier,
