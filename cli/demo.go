@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -44,9 +45,9 @@ func (a *app) demoCommand() *cobra.Command {
 	var stop bool
 	c := &cobra.Command{
 		Use:   "demo",
-		Short: "Deploy, change and roll back a sample app on this machine",
-		Long: `Demo starts a server of its own, deploys a sample app, changes its configuration, rolls the change back, and
-verifies the ledger; under traffic all the while. It leaves everything running and says where to look.
+		Short: "Deploy, change, roll back and govern a sample app on this machine",
+		Long: `Demo starts a server of its own, deploys a sample app, changes its configuration, rolls the change back, takes
+it to an environment where changes need a signature, and verifies the ledger. It leaves everything running and says where to look.
 It needs root (instances are namespaces and mounts) and Go (the sample is built from source); it needs no
 network. --stop ends and removes what it started.`,
 		Args: cobra.NoArgs,
@@ -73,8 +74,9 @@ network. --stop ends and removes what it started.`,
 // demo is one run of the demo.
 type demo struct {
 	*app
-	dir  string
-	info api.Server
+	dir    string
+	info   api.Server
+	listen string // address of the API over TCP
 }
 
 func (d *demo) data() string   { return filepath.Join(d.dir, "data") }
@@ -102,7 +104,7 @@ func (d *demo) run(ctx context.Context) error {
 	if err := d.serve(ctx); err != nil {
 		return err
 	}
-	steps := []func(context.Context) error{d.deploy, d.change, d.back, d.prove}
+	steps := []func(context.Context) error{d.deploy, d.change, d.back, d.rule, d.prove}
 	for _, step := range steps {
 		if err := step(ctx); err != nil {
 			return err
@@ -129,13 +131,23 @@ func (d *demo) unpack() error {
 // serve starts the demo's server, unless it runs.
 func (d *demo) serve(ctx context.Context) error {
 	d.app.server = "unix://" + filepath.Join(d.data(), "invar.sock")
+	address := filepath.Join(d.dir, "api") // where an earlier demo's server has its API over TCP
 	if d.hello(ctx) == nil {
 		d.say("The demo's server is running already.")
-		return nil
+		b, err := os.ReadFile(address)
+		d.listen = string(b)
+		return err
 	}
-	listen, gateway, tls := freeAddr("127.0.0.1:7373"), freeAddr("127.0.0.1:8080"), freeAddr("127.0.0.1:8443")
+	d.listen = freeAddr("127.0.0.1:7373")
+	listen, gateway, tls := d.listen, freeAddr("127.0.0.1:8080"), freeAddr("127.0.0.1:8443")
 	d.say("A server for the demo: control, gateway and launcher are processes of their own.")
 	d.command("server", "--data", d.rel(d.data()), "--listen", listen, "--gateway", gateway)
+	if err := os.MkdirAll(d.dir, 0o755); err != nil {
+		return err
+	}
+	if err := os.WriteFile(address, []byte(listen), 0o644); err != nil {
+		return err
+	}
 	if err := d.spawn("server", "--data", d.data(), "--listen", listen, "--gateway", gateway, "--gateway-tls", tls); err != nil {
 		return err
 	}
@@ -298,20 +310,30 @@ func (d *demo) command(args ...string) {
 // invar shows and runs a command line, as a user would.
 func (d *demo) invar(ctx context.Context, args ...string) error {
 	d.command(args...)
-	env := d.Env
-	env.Args = append([]string{"-C", d.source(), "--server", d.app.server}, args...)
+	return d.runs(ctx, d.Env, []int{ExitDone}, append([]string{"-C", d.source(), "--server", d.app.server}, args...))
+}
+
+// invarIn is invar in another directory than the sample app's.
+func (d *demo) invarIn(ctx context.Context, dir string, args ...string) error {
+	d.command(append([]string{"-C", d.rel(dir)}, args...)...)
+	return d.runs(ctx, d.Env, []int{ExitDone}, append([]string{"-C", dir, "--server", d.app.server}, args...))
+}
+
+// runs runs a command line, which must end with one of the statuses.
+func (d *demo) runs(ctx context.Context, env Env, want []int, args []string) error {
+	env.Args = args
 	if d.noColor {
 		env.Args = append(env.Args, "--no-color")
 	}
-	if code := Run(ctx, env); code != ExitDone {
-		return exit(code, fmt.Errorf("invar %s ended with exit status %d", args[0], code))
+	if code := Run(ctx, env); !slices.Contains(want, code) {
+		return exit(code, fmt.Errorf("invar %s ended with exit status %d", strings.Join(args, " "), code))
 	}
 	return nil
 }
 
 func (d *demo) summary(took time.Duration) {
 	web := fmt.Sprintf("http://%s:%s/", demoRoute, port(d.info.Gateway.HTTP))
-	fmt.Fprintf(d.Stderr, "\n%s in %s. It goes on running:\n\n", d.style().good("Deployed, changed, rolled back and verified"), took.Round(100*time.Millisecond))
+	fmt.Fprintf(d.Stderr, "\n%s in %s. It goes on running:\n\n", d.style().good("Deployed, changed, rolled back, approved and verified"), took.Round(100*time.Millisecond))
 	rows := [][]string{
 		{"  the app", web},
 		{"  the app's source", d.rel(d.source())},

@@ -212,7 +212,7 @@ func TestMisuse(t *testing.T) {
 
 // Environments of an app complete without a server.
 func TestCompletion(t *testing.T) {
-	for args, want := range map[string]string{"plan ": "staging", "apply s": "staging", "apply x": "", "-o ": "text\njson", "status ": ""} {
+	for args, want := range map[string]string{"plan ": "staging\nprod", "apply s": "staging", "apply x": "", "-o ": "text\njson", "status ": ""} {
 		words := append([]string{"-C", "../examples/shop", "--server", "unix:///none", "__complete"}, strings.Split(args, " ")...)
 		_, stdout, _ := run(t, words...)
 		got, _, _ := strings.Cut(stdout, ":")

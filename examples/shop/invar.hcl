@@ -72,7 +72,7 @@ component "catalog" {
 }
 
 route "shop" {
-  host = "shop.localhost"
+  host = env.name == "staging" ? "shop.localhost" : "${env.name}.shop.localhost"
   to   = component.web.port.http
 }
 
@@ -81,5 +81,13 @@ environment "staging" {
     max_parallel     = 2
     min_healthy_time = "1s"
     keep_warm        = "15m"
+  }
+}
+
+environment "prod" {
+  promote_from = "staging" # takes only what ran healthy there
+  rollout {
+    max_parallel     = 2
+    min_healthy_time = "1s"
   }
 }
