@@ -43,22 +43,26 @@ func (s *Service) Identify(id identity.Identity) (Caller, error) {
 
 func (s *Service) owns(user string) bool { return user == "root" || user == s.config.User }
 
-// IdentifyToken returns the caller that the holder of a secret is. It fails with fault.Denied. The secret is looked up by
+// IdentifyToken returns the caller that the holder of a secret is. It fails with fault.Denied, and then still names the token if
+// there was one. The secret is looked up by
 // its digest, so that the time it takes tells nothing about secrets that are valid.
 func (s *Service) IdentifyToken(secret string) (Caller, error) {
 	now := s.State()
 	t, err := now.TokenOf(digest.Of([]byte(secret)))
 	refused := fault.WithHint(fault.Errorf(fault.Denied, "the token is not valid"), "make one on the server's machine: invar token create NAME")
-	if err != nil || !t.Valid(s.config.Now()) || !strings.HasPrefix(secret, tokenPrefix) {
+	if err != nil || !strings.HasPrefix(secret, tokenPrefix) {
 		return Caller{}, refused
 	}
 	by := Actor{Kind: state.ActorToken, Name: t.Name, Principal: t.Principal, Auth: "token " + string(t.ID)}
+	if !t.Valid(s.config.Now()) {
+		return Caller{Actor: by}, refused
+	}
 	rules, ok := now.Platform()
 	if !ok {
 		return Caller{Actor: by, token: &t, owner: t.Principal == "", ends: t.ExpiresAt}, nil
 	}
 	if who, ok := rules.Principal(t.Principal); !ok || who.Disabled {
-		return Caller{}, fault.WithHint(fault.Errorf(fault.Denied, "the token is not valid any more: the platform's definition has no principal %q", t.Principal),
+		return Caller{Actor: by}, fault.WithHint(fault.Errorf(fault.Denied, "the token is not valid any more: the platform's definition has no principal %q", t.Principal),
 			"make a new one: invar token create NAME")
 	}
 	return Caller{Actor: by, token: &t, ends: t.ExpiresAt}, nil
@@ -66,27 +70,52 @@ func (s *Service) IdentifyToken(secret string) (Caller, error) {
 
 // Allows reports whether the caller has the permission in the environment now, "" for what belongs to none. The one
 // question that the gate asks.
+//
+// It is asked again while a stream lasts: whose credential has ended or was revoked since may nothing any more, nor does
+// the machine's owner once there is a definition.
 func (s *Service) Allows(c Caller, p platform.Permission, env spec.EnvName) bool {
-	if c.token != nil && !c.token.Covers(p, env) {
+	now, at := s.State(), s.config.Now()
+	if !c.ends.IsZero() && !at.Before(c.ends) {
 		return false
 	}
-	if c.owner {
-		return true
+	if c.token != nil {
+		t, err := now.Token(c.token.ID)
+		if err != nil || !t.Valid(at) || !t.Covers(p, env) {
+			return false
+		}
 	}
-	rules, ok := s.State().Platform()
-	return ok && rules.Allows(c.Actor.Principal, p, env, s.config.Now())
+	rules, ok := now.Platform()
+	if !ok {
+		return c.owner
+	}
+	return rules.Allows(c.Actor.Principal, p, env, at)
+}
+
+// Limited reports whether the caller came by a token that is good for less than its principal may.
+func (c Caller) Limited() bool {
+	return c.token != nil && len(c.token.Permissions)+len(c.token.Environments) > 0
+}
+
+// Token returns the name of the token that the caller came by, "" when it was none.
+func (c Caller) Token() state.TokenID {
+	if c.token == nil {
+		return ""
+	}
+	return c.token.ID
 }
 
 // Times and sizes of what is remembered of refusals.
 const (
 	refusalWindow = time.Minute
-	maxRefusals   = 1000 // kinds of refusals at a time; more are counted as one
+	maxRefusals   = 10_000 // kinds of refusals at a time; more are counted as one
+	maxRefusalsOf = 200    // of one actor: more of his are counted as one, and hide nobody else's
 )
 
 // refusals counts equal refusals, so that a flood of them does not become a flood of entries.
 type refusals struct {
 	mu   sync.Mutex
 	seen map[refusal]*repeated
+	of   map[Actor]int // how many of them each actor has
 }
 
 // refusal is what makes refusals equal.
@@ -104,20 +133,27 @@ type repeated struct {
 	more int
 }
 
+// several is the actor of refusals that are too many to name who.
+var several = Actor{Kind: state.ActorUnknown, Name: "several"}
+
 // Refused records that the gate refused a request. Equal ones within a minute are counted, and recorded together when it
 // is over. An entry that can't be written is logged: the refusal stands.
 func (s *Service) Refused(ctx context.Context, by Actor, env spec.EnvName, d state.AccessDenied) {
 	at := s.config.Now()
+	env, by.Name, d.Cause = spec.EnvName(fits(string(env))), fits(by.Name), fits(d.Cause) // what is asked for is anybody's text
 	same := by
 	same.Auth = "" // differs with each token of an OpenID provider
 	key := refusal{same, env, d.Operation, d.Source}
 	s.refusals.mu.Lock()
 	if s.refusals.seen == nil {
-		s.refusals.seen = map[refusal]*repeated{}
+		s.refusals.seen, s.refusals.of = map[refusal]*repeated{}, map[Actor]int{}
 	}
-	if _, ok := s.refusals.seen[key]; !ok && len(s.refusals.seen) >= maxRefusals {
-		key = refusal{operation: "several"}
-		by, env, d = Actor{Kind: state.ActorUnknown, Name: "several"}, "", state.AccessDenied{Operation: "several", Cause: "too many different refusals within a minute to name each"}
+	if _, ok := s.refusals.seen[key]; !ok && (s.refusals.of[same] >= maxRefusalsOf || len(s.refusals.seen) >= maxRefusals) {
+		if len(s.refusals.seen) >= maxRefusals {
+			by, same, d.Source = several, several, ""
+		}
+		d = state.AccessDenied{Operation: "several", Source: d.Source, Cause: "too many different refusals within a minute to name each"}
+		key, env = refusal{same, "", d.Operation, d.Source}, ""
 	}
 	if was, ok := s.refusals.seen[key]; ok {
 		was.more++
@@ -125,8 +161,17 @@ func (s *Service) Refused(ctx context.Context, by Actor, env spec.EnvName, d sta
 		return
 	}
 	s.refusals.seen[key] = &repeated{last: at, data: d}
+	s.refusals.of[same]++
 	s.refusals.mu.Unlock()
 	s.recordRefusal(ctx, by, env, d)
+}
+
+// maxDenied bounds each text of a refusal.
+const maxDenied = 1000
+
+// fits returns text as an entry can carry it.
+func fits(text string) string {
+	return strings.ToValidUTF8(text[:min(len(text), maxDenied)], "\uFFFD")
 }
 
 func (s *Service) recordRefusal(ctx context.Context, by Actor, env spec.EnvName, d state.AccessDenied) {
@@ -140,7 +185,7 @@ func (s *Service) recordRefusal(ctx context.Context, by Actor, env spec.EnvName,
 	}
 }
 
-// flushRefusals records the counts of those whose minute is over.
+// flushRefusals records the counts of those that were last recorded a minute before at, or earlier.
 func (s *Service) flushRefusals(ctx context.Context, at time.Time) {
 	type due struct {
 		refusal
@@ -153,6 +198,9 @@ func (s *Service) flushRefusals(ctx context.Context, at time.Time) {
 			continue
 		}
 		delete(s.refusals.seen, key)
+		if s.refusals.of[key.by]--; s.refusals.of[key.by] == 0 {
+			delete(s.refusals.of, key.by)
+		}
 		if was.more > 0 {
 			was.data.Repeated = was.more
 			over = append(over, due{key, was.data})
@@ -160,9 +208,6 @@ func (s *Service) flushRefusals(ctx context.Context, at time.Time) {
 	}
 	s.refusals.mu.Unlock()
 	for _, d := range over {
-		if d.by == (Actor{}) {
-			d.by = Actor{Kind: state.ActorUnknown, Name: "several"}
-		}
 		s.recordRefusal(ctx, d.by, d.env, d.data)
 	}
 }

@@ -257,6 +257,7 @@ func (s *Service) Close(ctx context.Context) error {
 	case <-ended:
 	case <-ctx.Done(): // the next Service records them as lost
 	}
+	s.flushRefusals(ctx, s.config.Now().Add(refusalWindow)) // also those whose minute is not over
 	_, stop := s.append(ctx, func(state.State) ([]state.Entry, error) {
 		return []state.Entry{s.entry(operator, "", state.LogStop{})}, nil
 	})

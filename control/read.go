@@ -8,6 +8,7 @@ import (
 
 	"github.com/invarhq/invar/digest"
 	"github.com/invarhq/invar/fault"
+	"github.com/invarhq/invar/instance"
 	"github.com/invarhq/invar/ledger"
 	"github.com/invarhq/invar/release"
 	"github.com/invarhq/invar/spec"
@@ -115,6 +116,22 @@ func (s *Service) Entries(ctx context.Context, from, to int64) iter.Seq2[Indexed
 			i++
 		}
 	}
+}
+
+// RanIn reports whether an instance was created for the environment, however long ago: it reads the ledger, from its end.
+func (s *Service) RanIn(ctx context.Context, env spec.EnvName, id instance.ID) (bool, error) {
+	const stretch = 1024
+	for to := s.State().Size(); to > 0; to -= stretch {
+		for e, err := range s.Entries(ctx, max(0, to-stretch), to) {
+			if err != nil {
+				return false, fmt.Errorf("looking for instance %s: %w", id, err)
+			}
+			if d, ok := e.Entry.Data.(state.Step); ok && d.Instance != nil && d.Instance.ID == id {
+				return e.Entry.Env == env, nil
+			}
+		}
+	}
+	return false, nil
 }
 
 // Watch yields the entries from the index from on, and goes on with those to come until ctx is done.

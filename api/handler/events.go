@@ -14,6 +14,7 @@ import (
 	"github.com/invarhq/invar/api"
 	"github.com/invarhq/invar/fault"
 	"github.com/invarhq/invar/instance"
+	"github.com/invarhq/invar/platform"
 	"github.com/invarhq/invar/spec"
 	"github.com/invarhq/invar/state"
 )
@@ -60,7 +61,9 @@ func (h *Handler) registerEvents() {
 			return nil, err
 		}
 		return stream(api.TypeEvents, func(w io.Writer) error {
-			ctx, cancel := h.untilClosed(ctx)
+			ctx, closed := h.untilClosed(ctx)
+			defer closed()
+			ctx, cancel := h.whileAllowed(ctx, "get-events", platform.None, "")
 			defer cancel()
 			f := &feed{handler: h, w: w, env: spec.EnvName(in.Env), next: next, sent: map[instance.ID]api.Instance{}}
 			return f.run(ctx)

@@ -44,7 +44,9 @@ func (h *Handler) exec(w http.ResponseWriter, r *http.Request) {
 	}
 	defer conn.CloseNow()
 	conn.SetReadLimit(api.MaxExecMessage)
-	h.converse(r.Context(), conn, x)
+	ctx, cancel := h.whileAllowed(r.Context(), "exec", platform.Exec, env)
+	defer cancel()
+	h.converse(ctx, conn, x)
 }
 
 // executionOf reads what is asked for.

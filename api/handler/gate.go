@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+	"time"
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
@@ -118,7 +119,11 @@ func (h *Handler) gate(r huma.Context, next func(huma.Context)) {
 		next(r)
 		return
 	}
-	n := needs[op.OperationID]
+	n, known := needs[op.OperationID]
+	if !known { // register refuses such an operation: this one came another way
+		h.answerProblem(r, fault.Errorf(fault.Denied, "nobody may use operation %s", op.OperationID))
+		return
+	}
 	var envs []spec.EnvName
 	if n.where == nil {
 		envs = []spec.EnvName{""}
@@ -166,6 +171,36 @@ func (h *Handler) sees(ctx context.Context, env spec.EnvName) bool {
 		p = platform.LedgerRead
 	}
 	return h.config.Control.Allows(callerFrom(ctx).Caller, p, env)
+}
+
+// lookAgain is how often a stream asks the gate again beside at every change: grants and credentials end by themselves.
+const lookAgain = 5 * time.Second
+
+// whileAllowed returns a context that ends when the caller may not do that any more. What
+// lasts is refused by the same decision as what begins.
+func (h *Handler) whileAllowed(ctx context.Context, operation string, p platform.Permission, env spec.EnvName) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	go func() { // ends with the context, which the caller ends
+		ticker := time.NewTicker(lookAgain)
+		defer ticker.Stop()
+		for {
+			changed := h.config.Control.State().Changed()
+			if h.authorize(ctx, operation, p, env) != nil {
+				cancel()
+				return
+			}
+			select {
+			case <-changed:
+			case <-ticker.C:
+			case <-ctx.Done():
+				return
+			}
+			if !pause(ctx, eventSpacing) {
+				return
+			}
+		}
+	}()
+	return ctx, cancel
 }
 
 // guarded lets requests that are no operations of the API pass by the same gate.

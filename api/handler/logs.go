@@ -15,6 +15,7 @@ import (
 	"github.com/invarhq/invar/deploy"
 	"github.com/invarhq/invar/fault"
 	"github.com/invarhq/invar/instance"
+	"github.com/invarhq/invar/platform"
 	"github.com/invarhq/invar/spec"
 	"github.com/invarhq/invar/state"
 )
@@ -37,7 +38,9 @@ func (h *Handler) registerLogs() {
 			return nil, err
 		}
 		return stream(api.TypeLog, func(w io.Writer) error {
-			ctx, cancel := h.untilClosed(ctx)
+			ctx, closed := h.untilClosed(ctx)
+			defer closed()
+			ctx, cancel := h.whileAllowed(ctx, "get-logs", platform.Logs, spec.EnvName(in.Env))
 			defer cancel()
 			if in.Instance != "" {
 				return h.config.Host.Logs(ctx, instance.ID(in.Instance), w, in.Tail, in.Follow)
@@ -57,13 +60,29 @@ func (h *Handler) checkLogs(ctx context.Context, in *logsInput) error {
 		if ofComponent(in.Instance) != in.Component {
 			return fault.Errorf(fault.Invalid, "%s is no instance of %s", in.Instance, in.Component)
 		}
-		return h.config.Host.Logs(ctx, instance.ID(in.Instance), io.Discard, 0, false)
+		if err := h.config.Host.Logs(ctx, instance.ID(in.Instance), io.Discard, 0, false); err != nil {
+			return err
+		}
+		return h.ranIn(ctx, e, instance.ID(in.Instance))
 	}
 	_, wanted := e.Head.Digests[spec.ComponentName(in.Component)]
 	if !wanted && len(instancesOf(e, in.Component)) == 0 {
 		return fault.WithHint(fault.Errorf(fault.NotFound, "environment %s has no component %q", in.Env, in.Component), "invar status %s lists them", in.Env)
 	}
 	return nil
+}
+
+// ranIn says that an instance was none of the environment's: the gate asked for the permission there, and nowhere else. One
+// that is gone is looked for in the ledger.
+func (h *Handler) ranIn(ctx context.Context, e state.Environment, id instance.ID) error {
+	if _, ok := e.Instances[id]; ok {
+		return nil
+	}
+	was, err := h.config.Control.RanIn(ctx, e.Name, id)
+	if err != nil || was {
+		return err
+	}
+	return fault.Errorf(fault.NotFound, "log of instance %s: environment %s had none of that name", id, e.Name)
 }
 
 // ofComponent is the component in an instance's id: all but a hyphen and ten characters.

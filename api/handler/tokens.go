@@ -53,10 +53,11 @@ func scopeOf(in api.TokenRequest) control.Scope {
 	return out
 }
 
-// mayRevoke refuses whoever may not revoke the token: anybody may his own.
+// mayRevoke refuses whoever may not revoke the token: anybody may his own, but a limited token only itself.
 func (h *Handler) mayRevoke(ctx context.Context, id state.TokenID) error {
+	c := callerFrom(ctx)
 	t, err := h.config.Control.State().Token(id)
-	if err == nil && t.Principal == actorFrom(ctx).Principal {
+	if err == nil && t.Principal == c.Actor.Principal && (!c.Limited() || c.Token() == id) {
 		return nil
 	}
 	return h.authorize(ctx, "delete-token", platform.Tokens, "")

@@ -26,13 +26,16 @@ import (
 	"github.com/invarhq/invar/digest"
 	"github.com/invarhq/invar/fault"
 	"github.com/invarhq/invar/gateway"
+	"github.com/invarhq/invar/identity"
 	"github.com/invarhq/invar/image"
 	"github.com/invarhq/invar/instance"
 	"github.com/invarhq/invar/ledger"
+	"github.com/invarhq/invar/platform"
 	"github.com/invarhq/invar/release"
 	"github.com/invarhq/invar/runtime"
 	"github.com/invarhq/invar/runtime/runtimetest"
 	"github.com/invarhq/invar/spec"
+	"github.com/invarhq/invar/state"
 	"github.com/invarhq/invar/store/storetest"
 )
 
@@ -53,6 +56,7 @@ type world struct {
 	tcp     string // address of the TCP listener
 	local   *client.Client
 	ids     int
+	stopped sync.Once
 }
 
 func newWorld(t *testing.T, change ...func(*handler.Config)) *world {
@@ -66,6 +70,12 @@ func newWorld(t *testing.T, change ...func(*handler.Config)) *world {
 // build makes a world that does not listen.
 func build(t testing.TB, change ...func(*handler.Config)) *world {
 	t.Helper()
+	return buildAt(t, nil, change...)
+}
+
+// buildAt makes one whose control has a clock of its own; nil: the usual.
+func buildAt(t testing.TB, now func() time.Time, change ...func(*handler.Config)) *world {
+	t.Helper()
 	w := &world{t: t, disk: storetest.NewDisk(), host: runtimetest.New(runtimetest.Config{}), blobs: &blobs{held: map[digest.Digest][]byte{}}}
 	skey, vkey, err := ledger.GenerateKey("invar.test/ledger")
 	w.must(err)
@@ -76,7 +86,7 @@ func build(t testing.TB, change ...func(*handler.Config)) *world {
 	w.secrets = &secrets{values: map[digest.Digest]string{}}
 	w.control, err = control.Open(t.Context(), control.Config{
 		Store: db, Blobs: w.blobs, Evaluate: evaluate, Origin: "invar.test/ledger", Signer: signer, Verifier: verifier, VKey: vkey,
-		Version: version, Init: true, Secrets: w.secrets,
+		Version: version, Init: true, Secrets: w.secrets, Now: now,
 	})
 	w.must(err)
 	config := handler.Config{
@@ -119,6 +129,13 @@ func (w *world) listen() {
 			w.t.Errorf("shutting down: %v", err)
 		}
 		serving.Wait()
+		w.stop(ctx)
+	})
+}
+
+// stop ends the control, once.
+func (w *world) stop(ctx context.Context) {
+	w.stopped.Do(func() {
 		if err := w.control.Close(ctx); err != nil {
 			w.t.Error(err)
 		}
@@ -158,11 +175,49 @@ func (w *world) bundle(env, greeting string) api.PlanRequest {
 	return api.PlanRequest{Bundle: name, Release: d}
 }
 
+// rule puts a definition of the platform in force, as the server does with its first.
+func (w *world) rule(def platform.Definition) {
+	w.t.Helper()
+	source, err := json.Marshal(def)
+	w.must(err)
+	raw, err := release.EncodeBundle(release.Bundle{V: 1, App: platform.App, Source: w.blobs.put(source), Images: map[spec.ImageName]image.Resolved{}})
+	w.must(err)
+	base := 0
+	if e, err := w.control.State().Environment(platform.Env); err == nil {
+		base = e.Head.Number
+	}
+	_, err = w.control.Apply(w.t.Context(), control.Actor{Kind: state.ActorSystem, Name: "server"}, control.Move{
+		Proposal: control.Proposal{Env: platform.Env, Bundle: w.blobs.put(raw)}, Base: base, Reason: "rules",
+	})
+	w.must(err)
+}
+
+// caller is a local user of the definition in force.
+func (w *world) caller(user string) control.Caller {
+	w.t.Helper()
+	c, err := w.control.Identify(identity.Identity{Method: identity.Local, Name: user})
+	w.must(err)
+	return c
+}
+
+// secretOf makes a token for a local user, and returns its secret.
+func (w *world) secretOf(user string, scope control.Scope) string {
+	w.t.Helper()
+	_, secret, err := w.control.CreateToken(w.t.Context(), w.caller(user), "test", scope)
+	w.must(err)
+	return secret
+}
+
 // evaluate stands for spec/parse: the sources are the greeting.
 func evaluate(_ context.Context, source io.Reader, env spec.EnvName, b release.Bundle, name digest.Digest, pins release.Pins) (release.Record, spec.EnvName, error) {
 	greeting, err := io.ReadAll(source)
 	if err != nil {
 		return release.Record{}, "", err
+	}
+	if b.App == platform.App { // whose sources are the definition
+		r := release.Record{V: 1, App: b.App, Env: env, Bundle: name, Components: []release.Placed{}, Routes: []release.Route{}, Platform: new(platform.Definition),
+			Rollout: release.Rollout{MaxParallel: 1, HealthyDeadlineMillis: 1000, ProgressDeadlineMillis: 2000}}
+		return r, "", json.Unmarshal(greeting, r.Platform)
 	}
 	rollout := spec.DefaultRollout()
 	rollout.MinHealthyTime, rollout.MaxParallel, rollout.KeepWarm, rollout.Drain = 0, 2, 0, 0
