@@ -146,13 +146,15 @@ func (m *machine) checkTurn(t *rapid.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// An instance retired before the host had it is gone the turn after, and makes room for what comes then.
+	// An instance retired before the host had it is gone the turn after, and makes room for what comes then. A canary that has
+	// just got its share may ask for the instances of the next.
+	shifted := slices.ContainsFunc(steps, func(s Step) bool { return s.Kind == Shift })
 	for n := 1; ; n++ {
 		again := Next(after, m.have(), m.now, named(100*n))
 		if len(again) == 0 {
 			break
 		}
-		if again[0].Kind != Gone && n == 1 || n > 5 {
+		if again[0].Kind != Gone && !(again[0].Kind == Create && shifted) && n == 1 || n > 5 {
 			t.Fatalf("one turn left steps to do: %v\nafter %v\nin %s", m.lines(again), m.lines(steps), m.picture())
 		}
 		if after, err = after.ApplyAll(again, m.now); err != nil {
