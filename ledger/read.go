@@ -133,11 +133,16 @@ func (l *Log) ProveIn(ctx context.Context, i, size int64, checkpoint []byte) ([]
 	if err != nil {
 		return nil, err
 	}
+	return FormatProof(i, hashes, checkpoint), nil
+}
+
+// FormatProof returns a proof of inclusion, in the tree of the checkpoint, as CheckProof reads it.
+func FormatProof(i int64, hashes tlog.RecordProof, checkpoint []byte) []byte {
 	p := formats.TLogProof{Index: uint64(i), Checkpoint: checkpoint}
 	for _, h := range hashes {
 		p.Hashes = append(p.Hashes, h)
 	}
-	return p.Marshal(), nil
+	return p.Marshal()
 }
 
 // CheckProof checks a proof made by Prove: that the log with this verifier has entry at the index it

@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 
+	"github.com/invarhq/invar/api"
 	"github.com/invarhq/invar/control"
 	"github.com/invarhq/invar/digest"
 	"github.com/invarhq/invar/fault"
@@ -173,6 +174,20 @@ func (b blobs) Has(d digest.Digest) bool {
 	}
 	_, err := os.Stat(root.Path(b.roots, d))
 	return err == nil
+}
+
+// attachments lists what is attached to a manifest, for those who want to read it.
+func attachments(store *registry.Store) func(digest.Digest) ([]api.Attachment, error) {
+	return func(manifest digest.Digest) ([]api.Attachment, error) {
+		all, err := store.Referrers(manifest)
+		var out []api.Attachment
+		for _, r := range all {
+			if d := r.Content(); d != "" {
+				out = append(out, api.Attachment{Type: r.Type, Content: d})
+			}
+		}
+		return out, err
+	}
 }
 
 // attached returns the digests of all that is attached to a manifest as referrers, with what these refer to.

@@ -176,7 +176,7 @@ func (s *Server) openAPI(ctx context.Context) (err error) {
 		Control: s.control, Host: s.host, Source: s.data.store, Verifier: s.data.key.verifier, VKey: s.data.key.vkey, Log: s.log,
 		Version: s.config.Version, DataFormat: DataFormat, StartedAt: s.started, Machine: s.machine(),
 		Cosigned: s.collect.Cosigned, Witnesses: s.witnesses,
-		Gateway: s.gateway.Status, Healthy: s.healthy, OIDC: s.identify, Names: s.names(), Registry: s.content.Handler(ctx), Recordings: s.recordings.open,
+		Gateway: s.gateway.Status, Healthy: s.healthy, OIDC: s.identify, Names: s.names(), Attached: attachments(s.content), Registry: s.content.Handler(ctx), Recordings: s.recordings.open,
 		Metrics: promhttp.HandlerFor(newRegistry(s.control.State, s.collect.Status), promhttp.HandlerOpts{}),
 	})
 	return err

@@ -125,7 +125,7 @@ func (f *fold) apply(entries []Entry) error {
 		return f.review(e, d)
 	case PolicyDecision:
 		return f.decided(e, d)
-	case AccessDenied:
+	case AccessDenied, EvidenceExport:
 	case ReleaseRevoke:
 		return f.revoke(e, d)
 	case TokenCreate:

@@ -79,6 +79,7 @@ var kinds = []KindInfo{
 	{KindAccessDenied, "A request was refused.", false, of[AccessDenied]},
 	{KindSessionStart, "Somebody is about to run a command in an instance.", true, of[SessionStart]},
 	{KindSessionEnd, "Such a session is over; the body is its recording.", true, of[SessionEnd]},
+	{KindEvidenceExport, "A part of the ledger was exported as evidence.", false, of[EvidenceExport]},
 	{KindTokenCreate, "A token for the API was made.", false, of[TokenCreate]},
 	{KindTokenRevoke, "A token was revoked.", false, of[TokenRevoke]},
 	{KindSecretVersion, "A version of a secret was made; no release has it yet.", true, of[SecretVersion]},
@@ -140,6 +141,8 @@ func decodeData(k Kind, raw json.RawMessage) (Data, error) {
 		return decodeAs[SessionStart](raw)
 	case KindSessionEnd:
 		return decodeAs[SessionEnd](raw)
+	case KindEvidenceExport:
+		return decodeAs[EvidenceExport](raw)
 	case KindTokenCreate:
 		return decodeAs[TokenCreate](raw)
 	case KindTokenRevoke:

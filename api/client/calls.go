@@ -9,6 +9,8 @@ import (
 	"strconv"
 
 	"github.com/invarhq/invar/api"
+	"github.com/invarhq/invar/digest"
+	"github.com/invarhq/invar/fault"
 )
 
 // Server describes the server.
@@ -239,4 +241,47 @@ func (c *Client) WhoAmI(ctx context.Context, env string) (api.WhoAmI, error) {
 		query.Set("env", env)
 	}
 	return call[api.WhoAmI](ctx, c, http.MethodGet, api.PathWhoAmI, query, nil)
+}
+
+// CheckpointAt reads the oldest signed tree head of at least size entries.
+func (c *Client) CheckpointAt(ctx context.Context, size int64) (api.Checkpoint, error) {
+	return call[api.Checkpoint](ctx, c, http.MethodGet, api.EvidenceCheckpointPath(size), nil, nil)
+}
+
+// Attached lists what is attached to an image.
+func (c *Client) Attached(ctx context.Context, manifest digest.Digest) ([]api.Attachment, error) {
+	out, err := call[api.Attachments](ctx, c, http.MethodGet, api.EvidencePath(api.PathEvidenceImage, manifest), nil, nil)
+	return out.Attachments, err
+}
+
+// RecordExport has the ledger know what was exported.
+func (c *Client) RecordExport(ctx context.Context, req api.ExportRequest) (api.ExportReceipt, error) {
+	return call[api.ExportReceipt](ctx, c, http.MethodPost, api.PathEvidenceExports, nil, req)
+}
+
+// Content reads content that an entry names.
+func (c *Client) Content(ctx context.Context, d digest.Digest) ([]byte, error) {
+	return c.raw(ctx, api.EvidencePath(api.PathEvidenceBlob, d))
+}
+
+// Tile reads a resource of the tiled log (https://c2sp.org/tlog-tiles), by its path below the log's prefix.
+func (c *Client) Tile(ctx context.Context, path string) ([]byte, error) {
+	return c.raw(ctx, api.PathTiles+path)
+}
+
+// raw reads an answer that is no JSON.
+func (c *Client) raw(ctx context.Context, path string) ([]byte, error) {
+	resp, err := c.send(ctx, http.MethodGet, path, nil, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswerBytes+1))
+	switch {
+	case err != nil:
+		return nil, fault.As(fault.Unavailable, fmt.Errorf("reading %s: %w", path, err))
+	case len(b) > maxAnswerBytes:
+		return nil, fault.Errorf(fault.Invalid, "the answer of %s is larger than %d bytes", path, maxAnswerBytes)
+	}
+	return b, nil
 }

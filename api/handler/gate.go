@@ -64,9 +64,14 @@ var needs = map[string]need{
 	"verify-ledger":  {platform.LedgerRead, nil},
 	"get-witnesses":  {platform.LedgerRead, nil},
 
-	"list-secrets": {platform.SecretRead, named},
-	"get-secret":   {platform.SecretRead, named},
-	"set-secret":   {platform.SecretWrite, named},
+	"list-secrets":            {platform.SecretRead, named},
+	"get-secret":              {platform.SecretRead, named},
+	"set-secret":              {platform.SecretWrite, named},
+	"get-evidence-checkpoint": {platform.Evidence, nil},
+	"get-evidence-blob":       {platform.Evidence, nil},
+	"list-attachments":        {platform.Evidence, nil},
+	"record-export":           {platform.Evidence, nil},
+
 	"list-tokens":  {platform.None, nil},
 	"create-token": {platform.None, nil},
 	"delete-token": {platform.None, nil},

@@ -69,6 +69,8 @@ type Config struct {
 	Cosigned func(checkpoint []byte) []byte
 	// Witnesses tells how the ledger stands with its witnesses; nil: it has none.
 	Witnesses func() api.Witnesses
+	// Attached lists what is attached to an image; nil: nothing ever is.
+	Attached func(manifest digest.Digest) ([]api.Attachment, error)
 	// OIDC checks a token of an OpenID provider: nil when none is taken.
 	OIDC func(ctx context.Context, token string) (identity.Identity, error)
 
@@ -106,6 +108,9 @@ func New(config Config) (*Handler, error) {
 	if config.Cosigned == nil {
 		config.Cosigned = func(checkpoint []byte) []byte { return checkpoint }
 	}
+	if config.Attached == nil {
+		config.Attached = func(digest.Digest) ([]api.Attachment, error) { return nil, nil }
+	}
 	if config.Witnesses == nil {
 		config.Witnesses = func() api.Witnesses {
 			return api.Witnesses{Policy: "quorum none\n", Size: uint64(config.Control.Ledger().Size()), Witnesses: []api.Witness{}, Alarms: []api.WitnessAlarm{}}
@@ -127,6 +132,7 @@ func New(config Config) (*Handler, error) {
 	h.registerTokens()
 	h.registerLogin()
 	h.registerChanges()
+	h.registerEvidence()
 	openAnswers(h.api.OpenAPI())
 	if err := h.mount(mux); err != nil {
 		return nil, err

@@ -157,7 +157,7 @@ func TestPathsOfDocumentAreThoseOfPackageAPI(t *testing.T) {
 		api.PathHealth, api.PathDiff, api.PathEnvironments, api.PathEnvironment, api.PathApply, api.PathDestroy, api.PathHistory, api.PathLogs, api.PathMeasure,
 		api.PathPlan, api.PathRollback, api.PathEvents, api.PathCheckpoint, api.PathEntries, api.PathEntry, api.PathVerify, api.PathWitnesses, api.PathRelease,
 		api.PathLogin, api.PathLoginSSH, api.PathLoginSession, api.PathServer, api.PathTokens, api.PathToken, api.PathWhoAmI, api.PathConfirm, api.PathReview, api.PathRevoke,
-		api.PathSecrets, api.PathSecret,
+		api.PathSecrets, api.PathSecret, api.PathEvidenceBlob, api.PathEvidenceCheckpoint, api.PathEvidenceExports, api.PathEvidenceImage,
 		api.PathChanges, api.PathChange, api.PathApprove, api.PathReject, api.PathWithdraw, api.PathCarryOut,
 	}
 	slices.Sort(want)
