@@ -34,7 +34,6 @@ func samples() []state.Entry {
 		state.Rollback{App: "shop", Generation: 3, Base: 2, To: 1, Release: d, Bundle: d},
 		state.Destroy{App: "shop", Generation: 4, Base: 3, Volumes: true},
 		state.VolumeDestroy{Generation: 4},
-		state.EvidenceExport{From: 1, To: 9, Scope: "prod", Size: 10, Moves: 2, Manifest: d},
 		state.TokenCreate{Token: "abcdefgh", Name: "ci", Secret: d},
 		state.TokenRevoke{Token: "abcdefgh"},
 		state.SessionStart{Session: "abcdefghabcd", Instance: "web-aaaaaaaaaa", Component: "web", Command: []string{"sh"}, TTY: true, Deadline: 1764064800000},
@@ -64,6 +63,7 @@ func samples() []state.Entry {
 		state.PolicyDecision{Phase: state.PhaseRequest, Change: 1, Policy: "baseline", Bundle: d, Input: d, Decision: d, Plan: d, Allowed: true},
 		state.ReleaseRevoke{Release: d},
 		state.AccessDenied{Operation: "apply", Permission: "apply", Source: "127.0.0.1", Cause: "no grant", Repeated: 2},
+		state.EvidenceExport{From: 1, To: 9, Scope: "prod", Size: 10, Moves: 2, Manifest: d},
 	}...)
 	datas = append(datas, state.SecretVersion{Name: "db-password", Version: d}) // the newest kinds last: the IDs of the others stay
 	w := newWorld()
