@@ -125,7 +125,7 @@ func (d *dataset) derive(ctx context.Context, before ...Finding) (*made, error) 
 	}
 	m.root = hashes[2]
 	m.files[FileEntries] = append(bytes.Join(d.leaves, []byte("\n")), '\n')
-	m.files[FileKey] = []byte(d.vkey + "\n")
+	m.files[FileKey] = []byte(d.vkey) // without a line end, which fsck would take for a part of it
 	m.files[FileControls] = controlsFile
 	if err := d.trust(m); err != nil {
 		return nil, err

@@ -1,6 +1,7 @@
 package evidence
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -28,7 +29,7 @@ type Attachment struct {
 // Types of attachments that go into a bundle, as package image/sbom has them.
 const (
 	typeSBOM     = "application/vnd.cyclonedx+json"
-	typeEnvelope = "application/vnd.in-toto+dsse"
+	typeEnvelope = "application/vnd.dsse.envelope.v1+json"
 )
 
 // Source is where evidence comes from: a server, or a copy of its data. Its methods are called one at a time.
@@ -55,7 +56,7 @@ type Request struct {
 	From      Bound  // the zero Bound is the ledger's begin
 	To        Bound  // exclusive
 	Env       spec.EnvName
-	Witnesses string // policy (https://c2sp.org/tlog-policy) that the log has
+	Witnesses string // policy (https://c2sp.org/tlog-policy) that the log has; "": it asks for none
 	Tool      string // version of invar
 	Now       time.Time
 	// Progress is told of what is fetched; nil: nobody wants to know.
@@ -225,7 +226,7 @@ func (x *exporter) checkpoints() error {
 			return err
 		}
 	}
-	if err := x.write(FileWitnesses, []byte(x.request.Witnesses)); err != nil {
+	if err := x.write(FileWitnesses, []byte(cmp.Or(x.request.Witnesses, "quorum none\n"))); err != nil {
 		return err
 	}
 	cosigned, err := x.src.Resource(x.ctx, "checkpoint.cosigned")

@@ -2,9 +2,12 @@ package evidence
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 
 	"github.com/invarhq/invar/digest"
+	"github.com/invarhq/invar/spec"
 )
 
 // guide writes VERIFY.md: how to check this bundle with tools that invar's makers did not write.
@@ -21,18 +24,35 @@ func (d *dataset) guide(m *made, paths map[digest.Digest]string) []byte {
 	say("```sh\nwc -l < %s   # %d\n", FileEntries, len(d.leaves))
 	say("sed -n '%d,%dp' %s |\n  jq -c 'select(.kind | IN(\"change.apply\", \"change.rollback\", \"change.destroy\", \"deploy.revert\"))%s' | wc -l   # %d\n```\n\n",
 		d.scope.From+1, d.scope.To, FileEntries, jqEnv(d.scope), m.pop.Count)
-	say("The tiles are those of https://c2sp.org/tlog-tiles. With Tessera's fsck, and any file server on this directory:\n\n")
-	say("```sh\npython3 -m http.server --bind 127.0.0.1 8000 &\nfsck --storage_url=http://127.0.0.1:8000/ --public_key=%s --ui=false\nkill %%1\n```\n\n", FileKey)
+	say("The tiles are those of https://c2sp.org/tlog-tiles. With Tessera's fsck (`go install\ngithub.com/transparency-dev/tessera/cmd/fsck@v1.0.4`), which says what it finds and ends with 0 in any case:\n\n")
+	say("```sh\nfsck --storage_url=\"file://$PWD/\" --public_key=%s --ui=false --logtostderr -v=1\n```\n\n", FileKey)
 	say("`proofs/*.tlog-proof` (https://c2sp.org/tlog-proof) prove one entry each to whoever has only the key.\n")
 	d.guideSigned(m, say)
 	d.guidePolicy(m, paths, say)
-	say("\n## Images\n\n`sbom/` has CycloneDX documents; `provenance/` has DSSE envelopes with in-toto statements, signed with the log's Ed25519 key (`%s`). What one says:\n\n", FileKey)
-	say("```sh\nfor f in provenance/*.dsse.json; do jq -r .payload \"$f\" | base64 -d | jq .subject; done\n```\n\n")
+	if !slices.ContainsFunc(slices.Collect(maps.Keys(d.blobs)), func(p string) bool { return strings.HasPrefix(p, dirProvenance+"/") }) {
+		say("\n## Images\n\nNothing is attached to the images of this part of the ledger.\n\n")
+	} else {
+		say("\n## Images\n\n`sbom/` has CycloneDX documents; `provenance/` has DSSE envelopes with in-toto statements, signed with the log's Ed25519 key (`%s`). What one says:\n\n", FileKey)
+		say("```sh\nfor f in provenance/*.dsse.json; do jq -r .payload \"$f\" | base64 -d | jq .subject; done\n```\n\n")
+	}
 	say("## OSCAL\n\n`oscal/` holds to NIST's JSON schema of OSCAL %s (https://github.com/usnistgov/OSCAL/releases):\n\n", oscalVersion)
 	say("```sh\najv validate -s oscal_complete_schema.json -d %s --strict=false -c ajv-formats\n```\n\n", FileResults)
 	say("## A sample\n\nTell the other side your seed only now. `invar evidence sample . --seed TEXT --size 25` draws from the %d lines of `%s`, of which\nthe digest is `%s`:\n\n```\n%s\n```\n",
 		m.pop.Count, FilePopulation, m.pop.Digest, Algorithm)
 	return []byte(b.String())
+}
+
+// quoted is text as one word of a shell.
+func quoted(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
+
+// plain is text that is safe in a shell's comment.
+func plain(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r > '~' {
+			return -1
+		}
+		return r
+	}, s)
 }
 
 func jqEnv(s Scope) string {
@@ -51,6 +71,9 @@ func (d *dataset) guideSigned(m *made, say func(string, ...any)) {
 	}
 	say("`trust/allowed_signers` has every key with the time from which and until which the platform's definition gave it to somebody. OpenSSH 9.1 or\nlater; each prints `Good`:\n\n```sh\n")
 	for _, s := range m.audit.Signed {
+		if spec.CheckName(string(s.Statement.Signer)) != nil || !slices.Contains(namespaces, s.Statement.Meaning.Namespace()) {
+			continue // what is no name must not get into a shell
+		}
 		say("ssh-keygen -Y verify -f %s -I %s -n %s -Overify-time=%s -s %s.sig < %s.statement\n", FileSigners, s.Statement.Signer,
 			s.Statement.Meaning.Namespace(), s.Time.UTC().Format("20060102150405Z"), s.path(), s.path())
 	}
@@ -71,8 +94,8 @@ func (d *dataset) guidePolicy(m *made, paths map[digest.Digest]string, say func(
 			say("Stock opa, in the version that the decision names, comes to the same. The digest of what it prints, as canonical JSON, is the decision's `output`:\n\n```sh\n")
 		}
 		command := dec.Decision.Command(bundle, input)
-		say("%s '%s' | jq -cjS . | sha256sum   # entry %d, %s: %s\n", strings.Join(command[:len(command)-1], " "), command[len(command)-1], dec.Index,
-			dec.Decision.Engine, dec.Decision.Output.Hex())
+		say("%s %s | jq -cjS . | sha256sum   # entry %d, %s: %s\n", strings.Join(command[:len(command)-1], " "), quoted(command[len(command)-1]), dec.Index,
+			plain(dec.Decision.Engine), plain(dec.Decision.Output.Hex()))
 	}
 	if n == 0 {
 		say("No policy decided in this part of the ledger.\n")

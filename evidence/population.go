@@ -90,9 +90,21 @@ func (m Move) row(number int) []string {
 			approvers = append(approvers, a.By.Who())
 		}
 	}
-	return []string{strconv.Itoa(number), strconv.FormatInt(m.Index, 10), string(m.Entry.ID), m.Entry.Time.Format("2006-01-02T15:04:05.000Z"),
+	row := []string{strconv.Itoa(number), strconv.FormatInt(m.Index, 10), string(m.Entry.ID), m.Entry.Time.Format("2006-01-02T15:04:05.000Z"),
 		string(g.Env), string(m.Entry.Kind()), strconv.Itoa(g.Number), string(g.Release), string(m.plan()), change, author, strings.Join(approvers, " "),
 		m.Entry.Actor.Who(), strconv.FormatBool(g.Emergency), m.Override, string(g.Outcome), g.Reason}
+	for i, cell := range row {
+		row[i] = harmless(cell)
+	}
+	return row
+}
+
+// harmless keeps a spreadsheet from taking what somebody wrote for a formula: such a cell gets an apostrophe before it.
+func harmless(cell string) string {
+	if cell != "" && strings.ContainsRune("=+-@\t\r", rune(cell[0])) {
+		return "'" + cell
+	}
+	return cell
 }
 
 func (m Move) plan() digest.Digest {

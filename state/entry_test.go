@@ -63,9 +63,9 @@ func samples() []state.Entry {
 		state.PolicyDecision{Phase: state.PhaseRequest, Change: 1, Policy: "baseline", Bundle: d, Input: d, Decision: d, Plan: d, Allowed: true},
 		state.ReleaseRevoke{Release: d},
 		state.AccessDenied{Operation: "apply", Permission: "apply", Source: "127.0.0.1", Cause: "no grant", Repeated: 2},
-		state.EvidenceExport{From: 1, To: 9, Scope: "prod", Size: 10, Moves: 2, Manifest: d},
 	}...)
-	datas = append(datas, state.SecretVersion{Name: "db-password", Version: d}) // the newest kinds last: the IDs of the others stay
+	datas = append(datas, state.SecretVersion{Name: "db-password", Version: d},
+		state.EvidenceExport{From: 1, To: 9, Scope: "prod", Size: 10, Moves: 2, Manifest: d}) // the newest kinds last: the IDs of the others stay
 	w := newWorld()
 	var out []state.Entry
 	for _, data := range datas {
