@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"slices"
 	"strings"
 	"time"
@@ -12,6 +13,7 @@ import (
 	"github.com/invarhq/invar/deploy"
 	"github.com/invarhq/invar/digest"
 	"github.com/invarhq/invar/fault"
+	"github.com/invarhq/invar/identity/sshkey"
 	"github.com/invarhq/invar/platform"
 	"github.com/invarhq/invar/release"
 	"github.com/invarhq/invar/spec"
@@ -50,6 +52,9 @@ func (in intent) what() platform.Case {
 func (s *Service) decideMove(ctx context.Context, by Actor, in intent) (Moved, error) {
 	if in.how.Emergency && strings.TrimSpace(in.reason) == "" {
 		return Moved{}, fault.WithHint(fault.Errorf(fault.Invalid, "an emergency needs a reason"), "say why with --reason")
+	}
+	if in.how.Confirm > 0 && in.volumes {
+		return Moved{}, fault.WithHint(fault.Errorf(fault.Invalid, "volumes that are deleted do not come back when nobody confirms it"), "leave out --volumes or --confirm-within")
 	}
 	if err := s.selfJudged(ctx, by, in); err != nil {
 		return Moved{}, err
@@ -146,7 +151,8 @@ func (s *Service) permit(rules platform.Definition, env state.Environment, in in
 		g.Emergency, g.ReviewBy = true, state.Millis(now.Add(time.Duration(rule.ReviewMillis)*time.Millisecond))
 		return g, nil
 	}
-	if late := overdue(env, now); late != nil {
+	// A late review holds up what is new, never the way back.
+	if late := overdue(env, now); late != nil && in.kind != state.MovedByRollback {
 		return g, fault.WithHint(fault.Errorf(fault.Denied, "the review of generation %d of environment %s was due at %s: nothing else moves before it is done",
 			late.Generation, in.env, late.DueAt.Format(time.RFC3339)), "have somebody else look at it: invar change review %s@%d", in.env, late.Generation)
 	}
@@ -314,6 +320,27 @@ func (s *Service) Withdraw(ctx context.Context, by Actor, n state.ChangeNumber, 
 	return nil
 }
 
+// Standing is a change as the approval rules see it at a time, with those approvals alone that stand then: by principals
+// who may still approve there, with keys that are still theirs. Whether they count for a rule is for the rule to say.
+func Standing(rules platform.Definition, c state.Change, at time.Time) platform.Case {
+	out := c.Case()
+	out.Approvers = nil
+	for _, a := range c.Approvals {
+		if who, ok := rules.Principal(a.By.Principal); ok && hasKey(who, a.KeyID) && rules.Allows(who.Name, platform.Approve, c.Env, at) {
+			out.Approvers = append(out.Approvers, who.Name)
+		}
+	}
+	return out
+}
+
+// hasKey reports whether the key with the fingerprint is the principal's.
+func hasKey(who platform.Principal, fingerprint string) bool {
+	return slices.ContainsFunc(who.SSHKeys, func(line string) bool {
+		key, err := sshkey.ParsePublicKey(line)
+		return err == nil && key.Fingerprint() == fingerprint
+	})
+}
+
 // CarryOut moves the head as the change says, once all rules are met. It fails with fault.Denied when something is
 // missing, or when the actor had another part in the change; with fault.Conflict when the change is void.
 func (s *Service) CarryOut(ctx context.Context, by Actor, n state.ChangeNumber, override bool) (Moved, error) {
@@ -350,7 +377,7 @@ func (s *Service) carryOut(ctx context.Context, by Actor, n state.ChangeNumber, 
 			return nil, err
 		}
 		rules, _ := definition(now)
-		if missing := rules.Missing(c.Case()); len(missing) > 0 {
+		if missing := rules.Missing(Standing(rules, c, s.config.Now())); len(missing) > 0 {
 			return nil, fault.WithHint(fault.Errorf(fault.Denied, "it lacks approvals: %s", strings.Join(missing, "; ")), "invar change show %d", n)
 		}
 		if by != operator {
@@ -406,6 +433,10 @@ func (s *Service) Confirm(ctx context.Context, by Actor, name spec.EnvName, reas
 			return nil, fault.Errorf(fault.Conflict, "generation %d does not wait to be confirmed", env.Head.Number)
 		}
 		e := s.entry(by, name, state.ChangeConfirm{Generation: env.Head.Number})
+		if !e.Time.Before(env.ConfirmBy) {
+			return nil, fault.WithHint(fault.Errorf(fault.Conflict, "generation %d was to be confirmed by %s: it is being reverted", env.Head.Number, env.ConfirmBy.Format(time.RFC3339)),
+				"apply it again")
+		}
 		e.Reason, e.Subject = reason, []state.Subject{{Name: string(env.App), Digest: env.Head.Release}}
 		return []state.Entry{e}, nil
 	})
@@ -506,16 +537,27 @@ func (s *Service) proposeReplacement(ctx context.Context, name spec.EnvName, rev
 
 // lastGood returns the newest generation before the head that completed with a release that may run.
 func lastGood(now state.State, env state.Environment) (state.Generation, bool) {
-	for _, h := range slices.Backward(env.History) {
-		if h.Outcome != deploy.Completed || h.Release == "" || h.Release == env.Head.Release {
-			continue
-		}
-		if _, revoked := now.Revoked(h.Release); revoked {
-			continue
-		}
-		if g, err := now.Generation(env.Name, h.Number); err == nil {
-			return g, true
-		}
+	for g := range goodOnes(now, env) {
+		return g, true
 	}
 	return state.Generation{}, false
+}
+
+// goodOnes yields the generations before the head that completed with another release that may run, newest first. They end where
+// the environment was destroyed: what was ended on purpose does not come back by itself.
+func goodOnes(now state.State, env state.Environment) iter.Seq[state.Generation] {
+	return func(yield func(state.Generation) bool) {
+		for _, h := range slices.Backward(env.History) {
+			if h.Release == "" {
+				return
+			}
+			_, revoked := now.Revoked(h.Release)
+			if revoked || h.Outcome != deploy.Completed || h.Release == env.Head.Release {
+				continue
+			}
+			if g, err := now.Generation(env.Name, h.Number); err == nil && !yield(g) {
+				return
+			}
+		}
+	}
 }

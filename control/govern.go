@@ -2,9 +2,13 @@ package control
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
+	"github.com/invarhq/invar/digest"
 	"github.com/invarhq/invar/fault"
 	"github.com/invarhq/invar/platform"
 	"github.com/invarhq/invar/spec"
@@ -34,7 +38,7 @@ func duties(s state.State, rules platform.Definition, now time.Time) (due []duty
 		case !c.ExpiresAt.IsZero():
 			later(c.ExpiresAt)
 		}
-		if !rules.Automatic(c.Env) || len(rules.Missing(c.Case())) > 0 {
+		if !rules.Automatic(c.Env) || len(rules.Missing(Standing(rules, c, now))) > 0 {
 			continue
 		}
 		if f, frozen := rules.Frozen(c.Env, now, c.Case().Rollback); frozen {
@@ -59,27 +63,41 @@ func duties(s state.State, rules platform.Definition, now time.Time) (due []duty
 
 // Times of the loop.
 const (
-	governSpacing = 50 * time.Millisecond // between two looks, so that a burst of entries is one look
-	governRetry   = 10 * time.Second      // after a duty that could not be done
+	governSpacing  = 50 * time.Millisecond // between two looks, so that a burst of entries is one look
+	governRetry    = 10 * time.Second      // after a duty that could not be done; twice that each further time
+	governRetryMax = 30 * time.Minute      // a policy that refuses is asked, and recorded, no more often
 )
+
+// failure is how often a duty could not be done, and when it is tried again.
+type failure struct {
+	times int
+	again time.Time
+}
 
 // Govern does what the rules have the server do by itself: it closes changes that have expired, carries out approved ones
 // where a rule says so, and reverts heads that nobody confirmed. It returns when ctx ends.
 func (s *Service) Govern(ctx context.Context) error {
-	tried := map[duty]time.Time{}
+	failed := map[duty]failure{}
+	var by digest.Digest
 	for {
 		now := s.State()
-		rules, _ := definition(now)
+		rules, d := definition(now)
+		if d != by { // other rules: what failed may be possible now
+			clear(failed)
+			by = d
+		}
 		at := s.config.Now()
 		due, next := duties(now, rules, at)
+		maps.DeleteFunc(failed, func(d duty, _ failure) bool { return !slices.Contains(due, d) })
 		for _, d := range due {
-			if at.Sub(tried[d]) < governRetry {
+			f := failed[d]
+			if at.Before(f.again) {
 				continue
 			}
-			tried[d] = at
 			if err := s.do(ctx, d); err != nil && ctx.Err() == nil {
 				s.config.Log.WarnContext(ctx, "a duty can't be done now", "env", d.env, "change", max(d.expire, d.carry), "error", err)
 			}
+			failed[d] = failure{f.times + 1, at.Add(min(governRetry<<min(f.times, 10), governRetryMax))} // forgotten when it is due no more
 		}
 		s.flushRefusals(ctx, at)
 		if err := s.sleep(ctx, now, at, due, next); err != nil {
@@ -151,7 +169,10 @@ func (s *Service) revertUnconfirmed(ctx context.Context, name spec.EnvName) erro
 			return nil, nil
 		}
 		e.Reason = fmt.Sprintf("generation %d was not confirmed by %s", env.Head.Number, env.ConfirmBy.Format(time.RFC3339))
-		target, ok := lastGood(now, env)
+		target, ok, err := s.wayBack(now, env)
+		if err != nil {
+			return nil, err
+		}
 		if !ok {
 			if name == platform.Env {
 				return nil, fault.Errorf(fault.Conflict, "environment %s has nothing to go back to", name)
@@ -169,4 +190,20 @@ func (s *Service) revertUnconfirmed(ctx context.Context, name spec.EnvName) erro
 		return fmt.Errorf("reverting environment %s: %w", name, err)
 	}
 	return nil
+}
+
+// wayBack returns the newest good generation that the environment may have now; false when there never was a good one.
+func (s *Service) wayBack(now state.State, env state.Environment) (state.Generation, bool, error) {
+	var why error
+	for g := range goodOnes(now, env) {
+		record, err := s.records.get(g.Release)
+		if err == nil {
+			err = errors.Join(s.lasting(record), allowed(now, env, record))
+		}
+		if err == nil {
+			return g, true, nil
+		}
+		why = errors.Join(why, fmt.Errorf("generation %d: %w", g.Number, err))
+	}
+	return state.Generation{}, false, why
 }

@@ -221,6 +221,9 @@ func (e *Environment) revert(s Step, at time.Time) error {
 	case s.Release != target.Release || s.Release == digest.Digest("") || s.Release == e.Head.Release:
 		return fault.Errorf(fault.Conflict, "release %s is not the one to revert to", s.Release)
 	}
+	if target.Revoked {
+		return fault.Errorf(fault.Denied, "release %s is revoked", s.Release)
+	}
 	e.setHead(Generation{Number: s.Generation, Release: target.Release, Record: target.Record}, at)
 	return nil
 }

@@ -102,7 +102,8 @@ type Generation struct {
 	At      time.Time      `json:"at"`
 	Outcome Outcome        `json:"outcome"`
 	EndedAt time.Time      `json:"ended_at,omitzero"`
-	Cause   string         `json:"cause,omitempty"` // of a failure
+	Cause   string         `json:"cause,omitempty"`   // of a failure
+	Revoked bool           `json:"revoked,omitempty"` // no rollout reverts to it
 
 	Digests map[spec.ComponentName]digest.Digest `json:"-"` // of Record's components; SetHead and Resolve fill it
 }

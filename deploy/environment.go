@@ -99,12 +99,14 @@ func (e *Environment) setHead(g Generation, at time.Time) {
 	e.prune()
 }
 
-// Forget returns the environment without a release to fall back to: the one before must not come back.
-func (e Environment) Forget() Environment {
+// Revoke returns the environment in which the release must not come back. Nothing else changes: what runs of it runs on, is
+// healed, and has its traffic until a head without it has taken over.
+func (e Environment) Revoke(release digest.Digest) Environment {
 	e = e.clone()
-	e.Previous = Generation{}
+	for _, g := range []*Generation{&e.Head, &e.Previous} {
+		g.Revoked = g.Revoked || g.Release == release
+	}
 	e.Seq++
-	e.prune()
 	return e
 }
 

@@ -155,7 +155,7 @@ func (t *turn) judge() {
 	}
 	t.emit(Step{Kind: Failed, Generation: h.Number, Cause: cause})
 	target := t.e.Previous.Release
-	if !h.Record.Rollout.AutoRevert || target == "" || target == h.Release {
+	if !h.Record.Rollout.AutoRevert || target == "" || target == h.Release || t.e.Previous.Revoked {
 		return
 	}
 	t.emit(Step{Kind: Revert, Generation: h.Number + 1, Release: target, Cause: cause})

@@ -400,8 +400,12 @@ func (f *fold) approve(e Entry, d ChangeApprove) error {
 	if err != nil {
 		return err
 	}
-	if e.Actor.Principal == "" || slices.Contains(c.Approvers(), e.Actor.Principal) {
+	i := slices.IndexFunc(c.Approvals, func(a Approval) bool { return a.By.Principal == e.Actor.Principal })
+	if e.Actor.Principal == "" || i >= 0 && c.Approvals[i].KeyID == e.Sigs[0].KeyID {
 		return fault.Errorf(fault.Conflict, "change %d is approved by %s already", d.Change, e.Actor)
+	}
+	if i >= 0 { // with another key: the first may not be his any more
+		c.Approvals = slices.Delete(c.Approvals, i, i+1)
 	}
 	c.Approvals = append(c.Approvals, Approval{Entry: f.log.Size, By: e.Actor, At: e.Time, KeyID: e.Sigs[0].KeyID, Note: e.Reason})
 	f.put(tableChanges, c)
@@ -497,9 +501,7 @@ func (f *fold) revoke(e Entry, d ReleaseRevoke) error {
 	if env.Head.Number == 0 {
 		return nil
 	}
-	if env.Previous.Release == d.Release {
-		env.Environment = env.Forget()
-	}
+	env.Environment = env.Revoke(d.Release)
 	env.Entry = f.log.Size
 	f.put(tableEnvironments, &env)
 	return nil

@@ -193,7 +193,7 @@ func summaryOfChange(c state.Change, rules platform.Definition) api.ChangeSummar
 		out.ClosedBy = c.ClosedBy.Who()
 	}
 	if c.Status == state.ChangeOpen {
-		out.Missing = append(out.Missing, rules.Missing(c.Case())...)
+		out.Missing = append(out.Missing, rules.Missing(control.Standing(rules, c, time.Now()))...)
 	}
 	for _, a := range c.Approvals {
 		out.Approvals = append(out.Approvals, api.Approval{By: a.By.Who(), At: a.At, KeyID: a.KeyID, Note: a.Note, Entry: uint64(a.Entry)})
