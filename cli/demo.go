@@ -227,7 +227,23 @@ func (d *demo) prove(ctx context.Context) error {
 	if err := d.invar(ctx, "history", demoEnv); err != nil {
 		return err
 	}
-	return d.invar(ctx, "ledger", "verify", d.rel(d.data()), "--key", d.info.Ledger.VKey)
+	if err := d.invar(ctx, "ledger", "verify", d.rel(d.data()), "--key", d.info.Ledger.VKey); err != nil {
+		return err
+	}
+	return d.audit(ctx)
+}
+
+// audit hands the ledger to an auditor, who needs neither server nor network.
+func (d *demo) audit(ctx context.Context) error {
+	d.say("An auditor gets one directory, and checks by himself who approved what runs; gaps are findings, not hidden.")
+	dir := filepath.Join(d.dir, "evidence")
+	if err := os.RemoveAll(dir); err != nil { // of an earlier demo
+		return fmt.Errorf("removing the evidence of an earlier demo: %w", err)
+	}
+	if err := d.invar(ctx, "evidence", "export", d.rel(dir)); err != nil {
+		return err
+	}
+	return d.invar(ctx, "evidence", "verify", d.rel(dir), "--key", d.info.Ledger.VKey)
 }
 
 // try runs a command under traffic, then shows the page, which must have the headline.
@@ -337,6 +353,7 @@ func (d *demo) summary(took time.Duration) {
 	rows := [][]string{
 		{"  the app", web},
 		{"  the app's source", d.rel(d.source())},
+		{"  the auditor's report", d.rel(filepath.Join(d.dir, "evidence", "report.html"))},
 		{"  the server's log", d.rel(filepath.Join(d.dir, "server.log"))},
 	}
 	table(d.Stderr, "", rows)
