@@ -72,6 +72,7 @@ type Decision struct {
 	Phase    string           `json:"phase" doc:"When: plan, request or apply."`
 	Failure  string           `json:"failure,omitempty" doc:"Why there was no answer, which refuses."`
 	Messages []DecisionReason `json:"messages" doc:"What its rules say, what refuses first."`
+	Erased   string           `json:"erased,omitempty" doc:"By which entry, when and by whom the decision's content was erased; absent: it was not."`
 }
 
 // DecisionReason is what one rule says.

@@ -398,6 +398,7 @@ type Body struct {
 	Digest    digest.Digest `json:"digest" doc:"Digest of the content."`
 	SizeBytes int64         `json:"size_bytes" doc:"Size of the content."`
 	Type      string        `json:"type,omitempty" doc:"Media type of the content."`
+	Erased    string        `json:"erased,omitempty" doc:"By which entry, when and by whom it was erased; absent: it was not."`
 }
 
 // Proof shows that an entry is in the ledger that a checkpoint signs (RFC 6962, section 2.1.1).

@@ -156,6 +156,9 @@ func (a *app) renderDecisions(w io.Writer, st style, decisions []api.Decision) {
 			verdict = st.bad("refuses")
 		}
 		fmt.Fprintf(w, "policy %s %s\n", d.Policy, verdict)
+		if d.Erased != "" {
+			fmt.Fprintf(w, "  %s\n", st.warn("its reasons are gone: "+d.Erased))
+		}
 		if d.Failure != "" {
 			fmt.Fprintf(w, "  %s\n", d.Failure)
 		}

@@ -264,6 +264,12 @@ func (w *watch) line(e api.Entry) {
 
 // stepData is what entries of rollouts carry.
 type stepData struct {
+	Erasure   int    `json:"erasure"`
+	Digest    string `json:"digest"`
+	Authority string `json:"authority"`
+	Alarm     string `json:"alarm"`
+	Witness   string `json:"witness"`
+
 	Instance *struct {
 		ID string `json:"id"`
 	} `json:"instance"`
@@ -383,6 +389,14 @@ func describeGovernance(e api.Entry, d stepData, because string) string {
 			return fmt.Sprintf("policy   %s %s change %d (%s)", d.Policy, verdict, d.Change, d.Phase)
 		}
 		return fmt.Sprintf("policy   %s %s", d.Policy, verdict)
+	case "erasure.request":
+		return fmt.Sprintf("propose  erasure %d of %s, by %s", d.Erasure, short(d.Digest), d.Authority)
+	case "erasure.approve":
+		return fmt.Sprintf("approve  erasure %d", d.Erasure)
+	case "erasure":
+		return fmt.Sprintf("erase    %s", short(d.Digest))
+	case "witness.alarm":
+		return fmt.Sprintf("alarm    %s %s%s", d.Alarm, d.Witness, because)
 	case "release.revoke":
 		return "revoke   release " + short(d.Release)
 	case "access.denied":

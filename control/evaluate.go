@@ -178,8 +178,11 @@ func (s *Service) keep(ctx context.Context, rel evaluated, plan Planned) error {
 	return nil
 }
 
-// put stores a blob unless it is there.
+// put stores a blob unless it is there. What was erased does not come back: it fails with fault.Conflict.
 func (s *Service) put(ctx context.Context, d digest.Digest, content []byte) error {
+	if err := s.Erased(d); err != nil {
+		return fault.As(fault.Conflict, err)
+	}
 	if s.config.Blobs.Has(d) {
 		return nil
 	}
@@ -190,8 +193,11 @@ func (s *Service) put(ctx context.Context, d digest.Digest, content []byte) erro
 	return err
 }
 
-// read returns a blob whole.
+// read returns a blob whole. Of what was erased it says so, also while the deletion is due.
 func (s *Service) read(d digest.Digest, limit int64) ([]byte, error) {
+	if err := s.Erased(d); err != nil {
+		return nil, err
+	}
 	return readBlob(s.config.Blobs, d, limit)
 }
 

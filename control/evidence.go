@@ -14,6 +14,9 @@ import (
 // Content returns a reader of content that an entry names, but for recordings. It fails with fault.NotFound. A read that finds damage fails
 // with fault.Corrupt.
 func (s *Service) Content(d digest.Digest) (io.ReadCloser, error) {
+	if err := s.Erased(d); err != nil {
+		return nil, err
+	}
 	r, _, err := s.config.Blobs.Open(d)
 	return r, err
 }

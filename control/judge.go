@@ -251,12 +251,17 @@ type Verdict struct {
 	Digest   digest.Digest // of the decision; "": it is not recorded
 	Entry    int64         // of a recorded one
 	Decision policy.Decision
+	Erased   string // by which entry its reasons were erased; "": they were not
 }
 
 // Decisions returns the recorded decisions of a change, oldest first.
 func (s *Service) Decisions(ctx context.Context, c state.Change) ([]Verdict, error) {
 	var out []Verdict
 	for _, at := range c.Decisions {
+		if err := s.Erased(at.Decision); err != nil { // what it came to is in the entry
+			out = append(out, Verdict{Policy: at.Policy, Phase: at.Phase, Digest: at.Decision, Entry: at.Entry, Erased: err.Error(), Decision: policy.Decision{Allowed: at.Allowed}})
+			continue
+		}
 		raw, err := s.read(at.Decision, policy.MaxDecisionBytes)
 		if err != nil {
 			return nil, fmt.Errorf("reading decision %s: %w", at.Decision, err)

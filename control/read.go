@@ -156,10 +156,13 @@ func (s *Service) Watch(ctx context.Context, from int64) iter.Seq2[Indexed, erro
 
 // References yields the digests of all content that the ledger names and an environment may ever need again: bundles with
 // their sources and images down to the layers with what is attached to them, releases, and plans. What it yields must not be removed. A
-// digest may come more than once.
+// digest may come more than once. What was erased is not among them.
 func (s *Service) References(ctx context.Context) iter.Seq2[digest.Digest, error] {
-	return func(yield func(digest.Digest, error) bool) {
+	return func(all func(digest.Digest, error) bool) {
 		now := s.State()
+		yield := func(d digest.Digest, err error) bool {
+			return err == nil && now.Erased(d) != nil || all(d, err)
+		}
 		for known := range now.Bundles() {
 			b, err := s.Bundle(ctx, known.Digest)
 			if err != nil {

@@ -403,6 +403,14 @@ func (a *auditor) judge() {
 		a.left(d)
 	case state.SecretVersion:
 		a.check("permission", a.may(platform.SecretWrite))
+	case state.ErasureRequest:
+		a.check("permission", a.may(platform.Erase))
+	case state.ErasureApprove:
+		a.agreed(d)
+	case state.Erasure:
+		a.erasure(d)
+	case state.WitnessAlarm:
+		a.find(Gap, "witness", "a witness knew the ledger otherwise: %s", d.Cause)
 	case state.EvidenceExport:
 		a.check("permission", a.may(platform.Evidence))
 		a.find(Notice, "export", "%s exported entries %d up to %d as evidence", a.entry.Actor.Who(), d.From, d.To-1)

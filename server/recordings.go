@@ -68,6 +68,15 @@ func (r recordings) open(d digest.Digest) (io.ReadCloser, error) {
 	return f, err
 }
 
+// remove deletes a complete recording, durably. What is absent is no error.
+func (r recordings) remove(d digest.Digest) error {
+	err := os.Remove(filepath.Join(r.dir, d.Hex()))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return errors.Join(err, durable.SyncDir(r.dir))
+}
+
 // part is a recording that is being written.
 type part struct {
 	dir  string

@@ -176,7 +176,7 @@ func (s *Server) openAPI(ctx context.Context) (err error) {
 		Control: s.control, Host: s.host, Source: s.data.store, Verifier: s.data.key.verifier, VKey: s.data.key.vkey, Log: s.log,
 		Version: s.config.Version, DataFormat: DataFormat, StartedAt: s.started, Machine: s.machine(),
 		Cosigned: s.collect.Cosigned, Witnesses: s.witnesses,
-		Gateway: s.gateway.Status, Healthy: s.healthy, OIDC: s.identify, Names: s.names(), Attached: attachments(s.content), Registry: s.content.Handler(ctx), Recordings: s.recordings.open,
+		Gateway: s.gateway.Status, Healthy: s.healthy, OIDC: s.identify, Names: s.names(), Attached: attachments(s.content), Registry: s.content.Handler(ctx), Recordings: s.openRecording,
 		Metrics: promhttp.HandlerFor(newRegistry(s.control.State, s.collect.Status), promhttp.HandlerOpts{}),
 	})
 	return err
@@ -213,6 +213,7 @@ func (s *Server) serve(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return s.loops.Run(ctx) })
 	group.Go(func() error { return s.destroyVolumes(ctx) })
+	group.Go(func() error { return s.eraseContent(ctx) })
 	group.Go(func() error { return s.collect.Run(ctx) })
 	group.Go(func() error { return s.control.Govern(ctx) })
 	web := s.api.Server()

@@ -65,7 +65,11 @@ func samples() []state.Entry {
 		state.AccessDenied{Operation: "apply", Permission: "apply", Source: "127.0.0.1", Cause: "no grant", Repeated: 2},
 	}...)
 	datas = append(datas, state.SecretVersion{Name: "db-password", Version: d},
-		state.EvidenceExport{From: 1, To: 9, Scope: "prod", Size: 10, Moves: 2, Manifest: d}) // the newest kinds last: the IDs of the others stay
+		state.EvidenceExport{From: 1, To: 9, Scope: "prod", Size: 10, Moves: 2, Manifest: d},
+		state.ErasureRequest{Erasure: 1, Digest: d, Authority: "GDPR Art. 17, case 12", Law: true, Entries: []int64{4}},
+		state.ErasureApprove{Erasure: 1, Statement: "{}"},
+		state.Erasure{Erasure: 1, Digest: d, Request: "01936f2e-0000-7000-8000-000000000000", Approvals: []int64{6, 7}},
+		state.WitnessAlarm{Witness: "w1", Alarm: "forked", Size: 7, Cause: "another tree", Evidence: d}) // the newest kinds last: the IDs of the others stay
 	w := newWorld()
 	var out []state.Entry
 	for _, data := range datas {
@@ -76,10 +80,10 @@ func samples() []state.Entry {
 			}
 		}
 		switch data.(type) {
-		case state.ChangeApprove, state.ChangeReject, state.ChangeReview:
+		case state.ChangeApprove, state.ChangeReject, state.ChangeReview, state.ErasureApprove:
 			e.Actor = state.Actor{Kind: state.ActorSSH, Name: "SHA256:abc", Principal: "alice", Auth: "ssh-ed25519"}
 			e.Sigs = []state.Signature{{Format: "sshsig", Namespace: "invar-approval@v1", KeyID: "SHA256:abc", Sig: []byte("sig")}}
-		case state.Bundle, state.Release, state.Apply, state.ChangeRequest, state.PolicyDecision:
+		case state.Bundle, state.Release, state.Apply, state.ChangeRequest, state.PolicyDecision, state.WitnessAlarm:
 			e.Body = &state.Body{Digest: d, Size: 1, Type: release.TypeRecord}
 		}
 		e.Subject = []state.Subject{{Name: "shop", Digest: d}}

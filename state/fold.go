@@ -125,7 +125,7 @@ func (f *fold) apply(entries []Entry) error {
 		return f.review(e, d)
 	case PolicyDecision:
 		return f.decided(e, d)
-	case AccessDenied, EvidenceExport:
+	case AccessDenied, EvidenceExport, WitnessAlarm:
 	case ReleaseRevoke:
 		return f.revoke(e, d)
 	case TokenCreate:
@@ -134,6 +134,12 @@ func (f *fold) apply(entries []Entry) error {
 		return f.tokenRevoke(e, d)
 	case SecretVersion:
 		return f.secretVersion(e, d)
+	case ErasureRequest:
+		return f.erasureRequest(e, d)
+	case ErasureApprove:
+		return f.erasureApprove(e, d)
+	case Erasure:
+		return f.erasure(e, d)
 	default:
 		return fault.Errorf(fault.Invalid, "kind %q has no meaning", e.Kind())
 	}

@@ -83,6 +83,10 @@ var kinds = []KindInfo{
 	{KindTokenCreate, "A token for the API was made.", false, of[TokenCreate]},
 	{KindTokenRevoke, "A token was revoked.", false, of[TokenRevoke]},
 	{KindSecretVersion, "A version of a secret was made; no release has it yet.", true, of[SecretVersion]},
+	{KindErasureRequest, "The erasure of content that entries name is asked for.", false, of[ErasureRequest]},
+	{KindErasureApprove, "An erasure is agreed to, by a signature.", false, of[ErasureApprove]},
+	{KindErasure, "Content is about to be deleted, as was asked and agreed.", false, of[Erasure]},
+	{KindWitnessAlarm, "A witness knows the ledger otherwise than it is.", false, of[WitnessAlarm]},
 }
 
 func of[D Data]() Data {
@@ -149,6 +153,14 @@ func decodeData(k Kind, raw json.RawMessage) (Data, error) {
 		return decodeAs[TokenRevoke](raw)
 	case KindSecretVersion:
 		return decodeAs[SecretVersion](raw)
+	case KindErasureRequest:
+		return decodeAs[ErasureRequest](raw)
+	case KindErasureApprove:
+		return decodeAs[ErasureApprove](raw)
+	case KindErasure:
+		return decodeAs[Erasure](raw)
+	case KindWitnessAlarm:
+		return decodeAs[WitnessAlarm](raw)
 	}
 	if !slices.ContainsFunc(kinds, func(i KindInfo) bool { return i.Kind == k }) {
 		return nil, fmt.Errorf("kind %q is not known", k)

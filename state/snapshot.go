@@ -14,7 +14,7 @@ import (
 
 // snapshotVersion is raised whenever the fold, or what a snapshot holds, changes: an older snapshot is then of no use,
 // and the state is folded from the first entry on.
-const snapshotVersion = 4
+const snapshotVersion = 5
 
 // snapshot is a state as it is spelled. Lists are sorted by key.
 type snapshot struct {
@@ -28,6 +28,7 @@ type snapshot struct {
 	Changes      []Change       `json:"changes"`
 	Revocations  []Revocation   `json:"revocations"`
 	Secrets      []KnownSecret  `json:"secrets"`
+	Erasures     []KnownErasure `json:"erasures"`
 }
 
 // saved is an environment with the components that its head's and its previous release lack, sorted by digest: those of
@@ -88,6 +89,7 @@ func (s State) Encode() ([]byte, error) {
 		Changes:      slices.Collect(all[Change](tx, tableChanges, "")),
 		Revocations:  slices.Collect(all[Revocation](tx, tableRevocations, "")),
 		Secrets:      slices.Collect(all[KnownSecret](tx, tableSecrets, "")),
+		Erasures:     slices.Collect(all[KnownErasure](tx, tableErasures, "")),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("encoding the state at %d: %w", s.Size(), err)
@@ -138,6 +140,7 @@ func insert(put func(string, any) error, w *snapshot, environments []Environment
 		each(put, tableChanges, w.Changes),
 		each(put, tableRevocations, w.Revocations),
 		each(put, tableSecrets, w.Secrets),
+		each(put, tableErasures, w.Erasures),
 	} {
 		if err != nil {
 			return err

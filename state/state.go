@@ -35,7 +35,8 @@ type Log struct {
 	Origin string `json:"origin"`
 	VKey   string `json:"vkey"`
 
-	LastChange ChangeNumber `json:"last_change,omitempty"`
+	LastChange  ChangeNumber  `json:"last_change,omitempty"`
+	LastErasure ErasureNumber `json:"last_erasure,omitempty"`
 }
 
 // Environment is a named place that runs one release at a time.
@@ -136,11 +137,13 @@ const (
 	tableChanges      = "changes"
 	tableRevocations  = "revocations"
 	tableSecrets      = "secrets"
+	tableErasures     = "erasures"
 
 	indexRelease = "release"
 	indexSecret  = "secret"
 	indexOpen    = "open"
 	indexVersion = "version"
+	indexDigest  = "digest"
 )
 
 // key indexes a table of *T by a string that ends where the object's begins or ends with it.
@@ -187,6 +190,8 @@ func schema() *memdb.DBSchema {
 			&memdb.IndexSchema{Name: indexSecret, Unique: true, Indexer: key[Token](func(t *Token) string { return string(t.Secret) })}),
 		tableSecrets: table(tableSecrets, id(key[KnownSecret](func(s *KnownSecret) string { return secretKey(s.Env, s.Name, s.Entry) })),
 			&memdb.IndexSchema{Name: indexVersion, Unique: true, Indexer: key[KnownSecret](func(s *KnownSecret) string { return string(s.Version) })}),
+		tableErasures: table(tableErasures, id(key[KnownErasure](func(r *KnownErasure) string { return erasureKey(r.Erasure) })),
+			&memdb.IndexSchema{Name: indexDigest, AllowMissing: true, Indexer: key[KnownErasure](erasureDigest)}),
 	}}
 }
 
@@ -404,7 +409,7 @@ type object struct {
 func (s State) objects() []object {
 	tx := s.db.Txn(false)
 	var out []object
-	for _, table := range []string{tableLog, tableEnvironments, tableGenerations, tableBundles, tableReleases, tableTokens, tableChanges, tableRevocations, tableSecrets} {
+	for _, table := range []string{tableLog, tableEnvironments, tableGenerations, tableBundles, tableReleases, tableTokens, tableChanges, tableRevocations, tableSecrets, tableErasures} {
 		it, err := tx.Get(table, "id")
 		must(err)
 		for raw := it.Next(); raw != nil; raw = it.Next() {

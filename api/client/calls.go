@@ -285,3 +285,25 @@ func (c *Client) raw(ctx context.Context, path string) ([]byte, error) {
 	}
 	return b, nil
 }
+
+// Erasures lists requests to erase, newest first; all: also those that are closed.
+func (c *Client) Erasures(ctx context.Context, all bool) ([]api.Erasure, error) {
+	query := url.Values{"all": {strconv.FormatBool(all)}}
+	out, err := call[api.Erasures](ctx, c, http.MethodGet, api.PathErasures, query, nil)
+	return out.Erasures, err
+}
+
+// RequestErasure asks to erase content.
+func (c *Client) RequestErasure(ctx context.Context, req api.ErasureRequest) (api.Erasure, error) {
+	return call[api.Erasure](ctx, c, http.MethodPost, api.PathErasures, nil, req)
+}
+
+// Erasure returns a request to erase.
+func (c *Client) Erasure(ctx context.Context, n int) (api.Erasure, error) {
+	return call[api.Erasure](ctx, c, http.MethodGet, api.ErasurePath(api.PathErasure, n), nil, nil)
+}
+
+// ApproveErasure agrees to an erasure by what was signed.
+func (c *Client) ApproveErasure(ctx context.Context, n int, req api.SignedRequest) (api.Erasure, error) {
+	return call[api.Erasure](ctx, c, http.MethodPost, api.ErasurePath(api.PathErasureApprove, n), nil, req)
+}

@@ -196,7 +196,7 @@ func summaryOfChange(c state.Change, rules platform.Definition) api.ChangeSummar
 		out.Missing = append(out.Missing, rules.Missing(control.Standing(rules, c, time.Now()))...)
 	}
 	for _, a := range c.Approvals {
-		out.Approvals = append(out.Approvals, api.Approval{By: a.By.Who(), At: a.At, KeyID: a.KeyID, Note: a.Note, Entry: uint64(a.Entry)})
+		out.Approvals = append(out.Approvals, approvalOf(a))
 	}
 	return out
 }
@@ -228,6 +228,7 @@ func (h *Handler) change(ctx context.Context, text string) (api.ChangeDetail, er
 
 func decisionOf(v control.Verdict) api.Decision {
 	out := api.Decision{Policy: v.Policy, Phase: v.Phase, Allowed: v.Decision.Allowed, Digest: v.Digest, Entry: uint64(v.Entry), Messages: []api.DecisionReason{}}
+	out.Erased = v.Erased
 	if v.Decision.Failure != nil {
 		out.Failure = v.Decision.Failure.Cause
 	}

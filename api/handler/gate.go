@@ -72,6 +72,11 @@ var needs = map[string]need{
 	"list-attachments":        {platform.Evidence, nil},
 	"record-export":           {platform.Evidence, nil},
 
+	"list-erasures":   {platform.Erase, nil},
+	"request-erasure": {platform.Erase, nil},
+	"get-erasure":     {platform.Erase, nil},
+	"approve-erasure": {platform.Erase, nil},
+
 	"list-tokens":  {platform.None, nil},
 	"create-token": {platform.None, nil},
 	"delete-token": {platform.None, nil},

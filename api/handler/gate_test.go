@@ -54,6 +54,10 @@ var authorizations = map[string]authorization{
 	"list-secrets": {platform.SecretRead, there}, "get-secret": {platform.SecretRead, there}, "set-secret": {platform.SecretWrite, there},
 	"list-entries": {platform.LedgerRead, nowhere}, "get-entry": {platform.LedgerRead, nowhere}, "get-checkpoint": {platform.LedgerRead, nowhere},
 	"verify-ledger": {platform.LedgerRead, nowhere}, "get-witnesses": {platform.LedgerRead, nowhere},
+	"get-evidence-blob": {platform.Evidence, nowhere}, "get-evidence-checkpoint": {platform.Evidence, nowhere},
+	"list-attachments": {platform.Evidence, nowhere}, "record-export": {platform.Evidence, nowhere},
+	"list-erasures": {platform.Erase, nowhere}, "request-erasure": {platform.Erase, nowhere},
+	"get-erasure": {platform.Erase, nowhere}, "approve-erasure": {platform.Erase, nowhere},
 }
 
 // ask is a request to a place that the gate guards.

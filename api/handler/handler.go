@@ -133,6 +133,7 @@ func New(config Config) (*Handler, error) {
 	h.registerLogin()
 	h.registerChanges()
 	h.registerEvidence()
+	h.registerErasures()
 	openAnswers(h.api.OpenAPI())
 	if err := h.mount(mux); err != nil {
 		return nil, err
@@ -248,6 +249,7 @@ const (
 	tagTokens       = "Tokens"
 	tagLogin        = "Login"
 	tagChanges      = "Changes"
+	tagErasures     = "Erasures"
 )
 
 // describe is what the document says beside the operations.
@@ -271,6 +273,7 @@ The ledger is also served as tlog-tiles (https://c2sp.org/tlog-tiles) under /led
 	c.Tags = []*huma.Tag{
 		{Name: tagServer, Description: "The server itself."},
 		{Name: tagEnvironments, Description: "Named places that run one release at a time: look, plan, apply, go back, destroy."},
+		{Name: tagErasures, Description: "Content that is erased for good, while the ledger says so and verifies as before."},
 		{Name: tagChanges, Description: "Proposals to move a head that wait for approvals."},
 		{Name: tagReleases, Description: "Content-addressed records of what an environment runs."},
 		{Name: tagLedger, Description: "The append-only Merkle log of everything that happened."},

@@ -90,7 +90,7 @@ func (h *Handler) entries(ctx context.Context, in *entriesInput) (api.Entries, e
 			return out, err
 		}
 		if in.takes(e.Entry) {
-			out.Entries = append(out.Entries, entryOf(e))
+			out.Entries = append(out.Entries, h.marked(entryOf(e)))
 		}
 		if out.Next = uint64(e.Index + 1); len(out.Entries) == in.Limit {
 			break
@@ -119,7 +119,7 @@ func (h *Handler) prove(ctx context.Context, index int64) (api.Proof, error) {
 	}
 	leaf := tlog.RecordHash(e.Leaf)
 	out := api.Proof{
-		Entry: entryOf(e), LeafHash: leaf[:], TreeSize: uint64(c.Size), RootHash: c.Root[:],
+		Entry: h.marked(entryOf(e)), LeafHash: leaf[:], TreeSize: uint64(c.Size), RootHash: c.Root[:],
 		Checkpoint: checkpointIn(text), TLogProof: string(text), Hashes: [][]byte{},
 	}
 	out.Entry.Leaf = e.Leaf
@@ -239,6 +239,17 @@ func entryOf(at control.Indexed) api.Entry {
 		out.Body = &api.Body{Digest: e.Body.Digest, SizeBytes: e.Body.Size, Type: e.Body.Type}
 	}
 	return out
+}
+
+// marked says of an entry whether its body was erased.
+func (h *Handler) marked(e api.Entry) api.Entry {
+	if e.Body == nil {
+		return e
+	}
+	if err := h.config.Control.Erased(e.Body.Digest); err != nil {
+		e.Body.Erased = err.Error()
+	}
+	return e
 }
 
 // dataOf is what is particular to the entry's kind, spelled as in its leaf. It was decoded from there, so it encodes.

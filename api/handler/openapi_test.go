@@ -158,6 +158,7 @@ func TestPathsOfDocumentAreThoseOfPackageAPI(t *testing.T) {
 		api.PathPlan, api.PathRollback, api.PathEvents, api.PathCheckpoint, api.PathEntries, api.PathEntry, api.PathVerify, api.PathWitnesses, api.PathRelease,
 		api.PathLogin, api.PathLoginSSH, api.PathLoginSession, api.PathServer, api.PathTokens, api.PathToken, api.PathWhoAmI, api.PathConfirm, api.PathReview, api.PathRevoke,
 		api.PathSecrets, api.PathSecret, api.PathEvidenceBlob, api.PathEvidenceCheckpoint, api.PathEvidenceExports, api.PathEvidenceImage,
+		api.PathErasures, api.PathErasure, api.PathErasureApprove,
 		api.PathChanges, api.PathChange, api.PathApprove, api.PathReject, api.PathWithdraw, api.PathCarryOut,
 	}
 	slices.Sort(want)

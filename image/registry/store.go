@@ -304,9 +304,14 @@ func (s *Store) Bytes(d digest.Digest) ([]byte, error) {
 	return io.ReadAll(r)
 }
 
-// Remove deletes the blob. What is absent is no error. The caller knows that nothing refers to it.
+// Remove deletes the blob, durably. What is absent is no error. The caller knows that nothing refers to it. Links of
+// repositories to it need no care: one is there as long as its blob is.
 func (s *Store) Remove(d digest.Digest) error {
-	if err := os.Remove(s.Path(d)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	err := os.Remove(s.Path(d))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err = errors.Join(err, syncDir(s.blobs())); err != nil {
 		return fmt.Errorf("removing blob %s: %w", d, err)
 	}
 	return nil
