@@ -30,6 +30,8 @@ type Environment struct {
 	Instances  map[instance.ID]Instance         `json:"instances,omitempty"` // that are not gone
 	Trouble    map[digest.Digest]Trouble        `json:"trouble,omitempty"`   // since Head came, by component digest
 
+	Overlay *release.Overlay `json:"overlay,omitempty"` // of a fork: over every release that it has; nil: it has releases of its own
+
 	// Components has every version that Head, Previous or an instance refers to.
 	Components map[digest.Digest]release.Component `json:"-"`
 }
@@ -84,7 +86,7 @@ func (e *Environment) setHead(g Generation, at time.Time) {
 		e.retireHead(at)
 	}
 	g.At, g.Outcome, g.EndedAt, g.Cause = at, Rolling, time.Time{}, ""
-	e.Head = g.resolved(g.Record)
+	e.Head = g.resolved(e.over(g.Record))
 	e.Seq++
 	e.ProgressAt = at
 	e.Trouble = map[digest.Digest]Trouble{}
@@ -187,7 +189,7 @@ func (e Environment) Resolve(lookup func(digest.Digest) (release.Record, error))
 		if err != nil {
 			return e, err
 		}
-		*g = g.resolved(r)
+		*g = g.resolved(e.over(r))
 	}
 	for _, id := range slices.Sorted(maps.Keys(e.Instances)) {
 		i := e.Instances[id]
@@ -200,6 +202,22 @@ func (e Environment) Resolve(lookup func(digest.Digest) (release.Record, error))
 	}
 	e.prune()
 	return e, nil
+}
+
+// over returns the release as this environment has it.
+func (e *Environment) over(r release.Record) release.Record {
+	if e.Overlay == nil {
+		return r
+	}
+	return e.Overlay.Over(r)
+}
+
+// Made returns what an instance of the component is made from here: a fork has secrets of its own.
+func (e Environment) Made(c release.Component) release.Component {
+	if e.Overlay == nil {
+		return c
+	}
+	return e.Overlay.Component(c)
 }
 
 // clone copies what the methods change. Slices inside are only ever replaced.

@@ -323,12 +323,14 @@ const lately = 10 * time.Second
 
 // may says why the entry's actor lacked the permission, or nil. A definition that came into force while the request was under way does not
 // count against it.
-func (a *auditor) may(p platform.Permission) error {
+func (a *auditor) may(p platform.Permission) error { return a.mayIn(p, a.entry.Env) }
+
+func (a *auditor) mayIn(p platform.Permission, env spec.EnvName) error {
 	rules, ok := a.state.Platform()
 	if !ok {
 		return nil // nothing is governed before the first definition
 	}
-	who, env, at := a.entry.Actor.Principal, a.entry.Env, a.entry.Time
+	who, at := a.entry.Actor.Principal, a.entry.Time
 	if who == "" {
 		return fmt.Errorf("%s is nobody in the platform's definition", a.entry.Actor)
 	}
@@ -389,6 +391,8 @@ func (a *auditor) judge() {
 		a.decision(d)
 	case state.Apply:
 		a.applied(d)
+	case state.Fork:
+		a.forked(d)
 	case state.Rollback:
 		a.move(state.MovedByRollback, d.Release, d.Governed, "")
 	case state.Destroy:
@@ -420,7 +424,7 @@ func (a *auditor) judge() {
 // moved reports whether the entry moves a head.
 func moved(e state.Entry) bool {
 	switch d := e.Data.(type) {
-	case state.Apply, state.Rollback, state.Destroy:
+	case state.Apply, state.Fork, state.Rollback, state.Destroy:
 		return true
 	case state.Step:
 		return isRevert(d)
@@ -457,6 +461,8 @@ func (a *auditor) headMoved(rules platform.Definition) {
 func governed(e state.Entry) state.Governed {
 	switch d := e.Data.(type) {
 	case state.Apply:
+		return d.Governed
+	case state.Fork:
 		return d.Governed
 	case state.Rollback:
 		return d.Governed

@@ -318,6 +318,8 @@ func releaseOf(e state.Entry) digest.Digest {
 	switch d := e.Data.(type) {
 	case state.Apply:
 		return d.Release
+	case state.Fork:
+		return d.Release
 	case state.Rollback:
 		return d.Release
 	case state.ChangeRequest:

@@ -47,7 +47,10 @@ func (a *auditor) request(d state.ChangeRequest) {
 		err = fmt.Errorf("it may wait until %s; the rules let it wait until %s", d.ExpiresAt.Format(time.RFC3339), latest.Format(time.RFC3339))
 	}
 	a.check("approval", err)
-	a.plan(d.Plan, d.Move, d.App, d.Release)
+	if d.Fork != nil {
+		a.mayFork(*d.Fork)
+	}
+	a.plan(d.Plan, d.Move, d.App, d.Release, d.Fork)
 }
 
 // suggested says why the server had no reason to propose a change by itself, or nil.
@@ -60,7 +63,7 @@ func (a *auditor) suggested(d state.ChangeRequest) error {
 }
 
 // plan checks that a plan is the difference of what the environment has and the release.
-func (a *auditor) plan(plan digest.Digest, kind state.MoveKind, app spec.AppName, d digest.Digest) {
+func (a *auditor) plan(plan digest.Digest, kind state.MoveKind, app spec.AppName, d digest.Digest, fork *state.ForkOf) {
 	env := a.environment(a.entry.Env)
 	next := change.Proposed{Digest: d, Record: release.Record{App: app, Env: env.Name, Rollout: env.Head.Record.Rollout}}
 	if kind != state.MovedByDestroy {
@@ -70,6 +73,12 @@ func (a *auditor) plan(plan digest.Digest, kind state.MoveKind, app spec.AppName
 			return
 		}
 		next.Record = r
+		switch {
+		case fork != nil:
+			next.Record = fork.Over(env.Name, r)
+		case env.Live():
+			next.Record = env.Fork.Over(env.Name, r)
+		}
 	}
 	made, err := change.MakePlan(change.Current{
 		Base: change.Base{Generation: env.Head.Number, Release: env.Head.Release}, Record: env.Head.Record, Failed: env.Head.Outcome == deploy.Broken,
@@ -172,8 +181,26 @@ func (a *auditor) review(d state.ChangeReview) {
 }
 
 func (a *auditor) applied(d state.Apply) {
-	a.plan(d.Plan, state.MovedByApply, d.App, d.Release)
+	a.plan(d.Plan, state.MovedByApply, d.App, d.Release, nil)
 	a.move(state.MovedByApply, d.Release, d.Governed, d.Plan)
+}
+
+// forked checks a fork as a move, and that whoever asked for it could read what it is a fork of. One that a change proposed was
+// asked for by the change's author.
+func (a *auditor) forked(d state.Fork) {
+	a.plan(d.Plan, state.MovedByFork, d.App, d.Release, &d.ForkOf)
+	if d.Change == 0 {
+		a.mayFork(d.ForkOf)
+	}
+	a.move(state.MovedByFork, d.Release, d.Governed, d.Plan)
+}
+
+// mayFork checks the permissions that a fork needs in what it is a fork of.
+func (a *auditor) mayFork(d state.ForkOf) {
+	a.check("permission", a.mayIn(platform.Read, d.From))
+	if d.Snapshot {
+		a.check("permission", a.mayIn(platform.Exec, d.From))
+	}
 }
 
 // move checks that a head could move: in one of the ways that there are, outside of freezes, judged by every policy.
@@ -274,6 +301,9 @@ func (a *auditor) gapOnce(key, check, format string, args ...any) {
 
 // unconfirmed says why the server had no reason to move the head back by itself, or nil.
 func (a *auditor) unconfirmed(env state.Environment, kind state.MoveKind, d digest.Digest) error {
+	if kind == state.MovedByDestroy && env.Live() && !a.entry.Time.Before(env.Fork.ExpiresAt) {
+		return nil // that is what the fork's own entry says
+	}
 	if env.ConfirmBy.IsZero() || a.entry.Time.Before(env.ConfirmBy) {
 		return errors.New("the server moved the head by itself, without an approved change, and nothing was to be confirmed")
 	}

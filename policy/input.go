@@ -59,7 +59,7 @@ const (
 type Change struct {
 	// The id of the change. It is absent before anything is proposed.
 	ID string `json:"id,omitempty"`
-	// What it is: "apply", "rollback" or "destroy".
+	// What it is: "apply", "rollback", "destroy" or "fork".
 	Kind ChangeKind `json:"kind"`
 	// Why, in the author's words.
 	Reason string `json:"reason,omitempty"`
@@ -75,6 +75,7 @@ const (
 	Apply    ChangeKind = "apply"
 	Rollback ChangeKind = "rollback"
 	Destroy  ChangeKind = "destroy"
+	Fork     ChangeKind = "fork" // a release that was evaluated for another environment; before and after have the fork's own routes
 )
 
 // Author is who proposes a change.
@@ -208,7 +209,7 @@ func (in Input) Check() error {
 		return fault.Errorf(fault.Invalid, "phase %q is not known", in.Phase)
 	}
 	switch in.Change.Kind {
-	case Apply, Rollback, Destroy:
+	case Apply, Rollback, Destroy, Fork:
 	default:
 		return fault.Errorf(fault.Invalid, "a change of kind %q is not known", in.Change.Kind)
 	}

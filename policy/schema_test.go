@@ -113,7 +113,7 @@ type generator struct {
 func (g generator) schema(t reflect.Type) map[string]any {
 	values := map[reflect.Type][]any{
 		reflect.TypeFor[policy.Phase]():      {policy.PhasePlan, policy.PhaseRequest, policy.PhaseApply},
-		reflect.TypeFor[policy.ChangeKind](): {policy.Apply, policy.Rollback, policy.Destroy},
+		reflect.TypeFor[policy.ChangeKind](): {policy.Apply, policy.Rollback, policy.Destroy, policy.Fork},
 		reflect.TypeFor[policy.ImageKind]():  {policy.KindRef, policy.KindGo, policy.KindLayers, policy.KindDebian},
 		reflect.TypeFor[change.Action]():     {change.Add, change.Replace, change.Remove},
 		reflect.TypeFor[change.How]():        {change.Beside, change.StopThenStart},

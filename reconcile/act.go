@@ -79,7 +79,7 @@ func lasting(err error) bool {
 // start creates the instance, has its sockets opened, and lets it go. Each part can be repeated.
 func (o *owner) start(ctx context.Context, i instance.Identity) error {
 	o.mu.Lock()
-	c := o.current.Components[i.Digest]
+	c := o.current.Made(o.current.Components[i.Digest])
 	o.mu.Unlock()
 	s, err := Spec(ctx, i, c, o.r.config.Secrets)
 	if err != nil {

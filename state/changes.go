@@ -36,7 +36,7 @@ type ChangeNumber int
 // ChangeRequest proposes to move a head. The entry's body is the plan.
 type ChangeRequest struct {
 	Change     ChangeNumber  `json:"change"`
-	Move       MoveKind      `json:"move"` // MovedByApply, MovedByRollback or MovedByDestroy
+	Move       MoveKind      `json:"move"` // MovedByApply, MovedByRollback, MovedByDestroy or MovedByFork
 	App        spec.AppName  `json:"app"`
 	Base       int           `json:"base,omitempty"`    // generation that it was planned against
 	Release    digest.Digest `json:"release,omitempty"` // unset: of a destroy
@@ -47,6 +47,7 @@ type ChangeRequest struct {
 	ConfirmMS  int64         `json:"confirm_ms,omitempty"` // it is reverted unless confirmed this long after it was carried out
 	ExpiresAt  time.Time     `json:"expires_at,omitzero"`  // unset: it waits for good
 	Definition digest.Digest `json:"definition,omitempty"` // release of the platform whose rules are in force
+	Fork       *ForkOf       `json:"fork,omitempty"`       // of a fork: of what, and with what of its own
 }
 
 // ChangeApprove is a signed approval. The entry's signature is over Statement, in the namespace of its meaning.
@@ -130,6 +131,16 @@ func (c ChangeRequest) check(e Entry) error {
 		return errors.New("a number is negative")
 	}
 	err := errors.Join(somewhere(e), c.Change.check(), spec.CheckName(string(c.App)), required(c.Plan), optional(c.Definition))
+	switch c.Move {
+	case MovedByFork:
+		if c.Fork == nil {
+			return errors.New("a fork of nothing")
+		}
+		return errors.Join(err, c.Fork.check(), required(c.Release, c.Bundle))
+	}
+	if c.Fork != nil {
+		return fmt.Errorf("move %q is no fork", c.Move)
+	}
 	switch c.Move {
 	case MovedByApply, MovedByRollback:
 		return errors.Join(err, required(c.Release, c.Bundle))
@@ -371,8 +382,14 @@ func (f *fold) changeRequest(e Entry, d ChangeRequest) error {
 		return fault.Errorf(fault.Conflict, "environment %s is at generation %d, not %d", e.Env, env.Head.Number, d.Base)
 	}
 	if d.Release != "" {
-		known := get[KnownRelease](f.tx, tableReleases, "id", string(d.Release))
-		if known == nil || known.Env != e.Env || known.Bundle != d.Bundle || known.App != d.App {
+		known, of := get[KnownRelease](f.tx, tableReleases, "id", string(d.Release)), e.Env
+		switch {
+		case d.Fork != nil:
+			of = d.Fork.Of
+		case d.Move == MovedByRollback && env.Fork != nil:
+			of = env.Fork.Of
+		}
+		if known == nil || known.Env != of || known.Bundle != d.Bundle || known.App != d.App {
 			return fault.Errorf(fault.Conflict, "release %s of bundle %s is not known for environment %s", d.Release, d.Bundle, e.Env)
 		}
 	}
@@ -445,7 +462,7 @@ func (f *fold) carriedOut(e Entry, n ChangeNumber, g Generation) error {
 		if err != nil {
 			return err
 		}
-		if c.Base != g.Number-1 || c.Move != g.Kind || c.Release != g.Release || c.Plan != g.Plan && g.Kind == MovedByApply || c.To != g.To || c.Volumes != g.Volumes {
+		if c.Base != g.Number-1 || c.Move != g.Kind || c.Release != g.Release || c.Plan != g.Plan && g.Plan != "" || !c.Fork.same(g.Fork) || c.To != g.To || c.Volumes != g.Volumes {
 			return fault.Errorf(fault.Conflict, "change %d is another move than this", n)
 		}
 		c.Status, c.ClosedBy, c.ClosedAt, c.Applied = ChangeApplied, e.Actor, e.Time, g.Number
@@ -499,12 +516,12 @@ func (f *fold) revoke(e Entry, d ReleaseRevoke) error {
 	f.put(tableRevocations, &Revocation{Release: d.Release, Entry: f.log.Size, By: e.Actor, At: e.Time, Reason: e.Reason})
 	env := f.environment(e.Env)
 	if env.Head.Number == 0 {
-		return nil
+		return f.revokeInForks(e.Env, d.Release)
 	}
 	env.Environment = env.Revoke(d.Release)
 	env.Entry = f.log.Size
 	f.put(tableEnvironments, &env)
-	return nil
+	return f.revokeInForks(e.Env, d.Release)
 }
 
 // openKey is what the index of open changes has of a change; nothing of a closed one.

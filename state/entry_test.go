@@ -70,10 +70,16 @@ func samples() []state.Entry {
 		state.ErasureApprove{Erasure: 1, Statement: "{}"},
 		state.Erasure{Erasure: 1, Digest: d, Request: "01936f2e-0000-7000-8000-000000000000", Approvals: []int64{6, 7}},
 		state.WitnessAlarm{Witness: "w1", Alarm: "forked", Size: 7, Cause: "another tree", Evidence: d}) // the newest kinds last: the IDs of the others stay
+	datas = append(datas, state.Fork{App: "shop", Generation: 1, Release: d, Bundle: d, Plan: d, ForkOf: state.ForkOf{From: "prod", FromGeneration: 3, Of: "prod",
+		Domain: "localhost", Secrets: release.Pins{"db-password": d}, Snapshot: true, TTLMS: 60_000, Owner: "local:alice"}})
 	w := newWorld()
 	var out []state.Entry
 	for _, data := range datas {
 		e := w.entry("", data)
+		if f, ok := data.(state.Fork); ok {
+			f.ExpiresAt = e.Time.Add(time.Minute)
+			e.Data = f
+		}
 		for _, k := range state.Kinds() {
 			if k.Kind == data.EntryKind() && k.Env {
 				e.Env = "prod"
@@ -83,7 +89,7 @@ func samples() []state.Entry {
 		case state.ChangeApprove, state.ChangeReject, state.ChangeReview, state.ErasureApprove:
 			e.Actor = state.Actor{Kind: state.ActorSSH, Name: "SHA256:abc", Principal: "alice", Auth: "ssh-ed25519"}
 			e.Sigs = []state.Signature{{Format: "sshsig", Namespace: "invar-approval@v1", KeyID: "SHA256:abc", Sig: []byte("sig")}}
-		case state.Bundle, state.Release, state.Apply, state.ChangeRequest, state.PolicyDecision, state.WitnessAlarm:
+		case state.Bundle, state.Release, state.Apply, state.Fork, state.ChangeRequest, state.PolicyDecision, state.WitnessAlarm:
 			e.Body = &state.Body{Digest: d, Size: 1, Type: release.TypeRecord}
 		}
 		e.Subject = []state.Subject{{Name: "shop", Digest: d}}

@@ -105,6 +105,8 @@ func (f *fold) apply(entries []Entry) error {
 		return f.rollback(e, d)
 	case Destroy:
 		return f.destroy(e, d)
+	case Fork:
+		return f.fork(e, d)
 	case VolumeDestroy:
 		return f.volumesDestroyed(e, d)
 	case Step:
@@ -183,13 +185,16 @@ func (f *fold) move(e Entry, g Generation, base int, how Governed) error {
 	if env.App != "" && env.App != g.App && !env.Destroyed() {
 		return fault.Errorf(fault.Conflict, "environment %s runs app %s, not %s", e.Env, env.App, g.App)
 	}
+	if err := env.becomes(g); err != nil {
+		return err
+	}
 	if env.VolumesDue && g.Release != "" {
 		return fault.WithHint(fault.Errorf(fault.Conflict, "environment %s is being destroyed with its volumes", e.Env), "retry when that is done")
 	}
 	if revoked := get[Revocation](f.tx, tableRevocations, "id", string(g.Release)); g.Release != "" && revoked != nil {
 		return fault.Errorf(fault.Denied, "release %s is revoked: %s", g.Release, revoked.Reason)
 	}
-	record, err := f.record(e.Env, g)
+	record, err := f.record(e.Env, g, env.Fork)
 	if err != nil {
 		return err
 	}
@@ -203,6 +208,12 @@ func (f *fold) move(e Entry, g Generation, base int, how Governed) error {
 	}
 	if env.Destroyed() && g.Release != "" {
 		env.Previous = deploy.Generation{} // before it there was nothing: that is what a failure would go back to
+	}
+	switch g.Kind {
+	case MovedByFork:
+		env.Fork, env.Overlay = g.Fork, g.Fork.overlay(e.Env)
+	case MovedByApply:
+		env.Fork, env.Overlay = nil, nil
 	}
 	env.App = g.App
 	env.Volumes = env.Volumes || hasVolumes(record)
@@ -235,12 +246,18 @@ func (f *fold) outcome(name spec.EnvName, d deploy.Generation) {
 	}
 }
 
-// record returns the record of a generation's release, which must be known and belong here.
-func (f *fold) record(name spec.EnvName, g Generation) (release.Record, error) {
+// record returns the record of a generation's release, which must be known and belong here; in a fork, to what it is a fork of.
+func (f *fold) record(name spec.EnvName, g Generation, fork *Forked) (release.Record, error) {
 	if g.Release == "" {
 		return release.Record{}, nil
 	}
 	known := get[KnownRelease](f.tx, tableReleases, "id", string(g.Release))
+	switch {
+	case g.Fork != nil:
+		name = g.Fork.Of
+	case fork != nil && g.Kind == MovedByRollback:
+		name = fork.Of
+	}
 	if known == nil || known.Env != name || known.Bundle != g.Bundle || known.App != g.App {
 		return release.Record{}, fault.Errorf(fault.Conflict, "release %s of bundle %s is not known for environment %s", g.Release, g.Bundle, name)
 	}

@@ -26,6 +26,7 @@ const (
 	KindApply         Kind = "change.apply"
 	KindRollback      Kind = "change.rollback"
 	KindDestroy       Kind = "change.destroy"
+	KindFork          Kind = "change.fork"
 	KindVolumeDestroy Kind = "volume.destroy"
 	KindTokenCreate   Kind = "token.create"
 	KindTokenRevoke   Kind = "token.revoke"
@@ -55,6 +56,7 @@ var kinds = []KindInfo{
 	{KindApply, "The head moves to a release that was planned.", true, of[Apply]},
 	{KindRollback, "The head moves to the release of an earlier generation.", true, of[Rollback]},
 	{KindDestroy, "The head moves to nothing: all that the environment runs will be retired.", true, of[Destroy]},
+	{KindFork, "The head moves to a release that was evaluated for another environment, with routes and secrets of its own, for a time.", true, of[Fork]},
 	{KindVolumeDestroy, "The volumes of a destroyed environment have been deleted, as its change.destroy asked.", true, of[VolumeDestroy]},
 	{Kind(deploy.Create), "An instance is about to be created and started.", true, step(deploy.Create)},
 	{Kind(deploy.Healthy), "An instance has passed its checks for long enough to have traffic.", true, step(deploy.Healthy)},
@@ -119,6 +121,8 @@ func decodeData(k Kind, raw json.RawMessage) (Data, error) {
 		return decodeAs[Rollback](raw)
 	case KindDestroy:
 		return decodeAs[Destroy](raw)
+	case KindFork:
+		return decodeAs[Fork](raw)
 	case KindVolumeDestroy:
 		return decodeAs[VolumeDestroy](raw)
 	case KindChangeRequest:

@@ -50,6 +50,7 @@ type Environment struct {
 	CompletedAt int          `json:"completed_at"`        // newest generation that completed with a release; 0: none
 	ConfirmBy   time.Time    `json:"confirm_by,omitzero"` // the head is reverted unless confirmed by then; zero: it need not be
 	Reviews     []Review     `json:"reviews,omitempty"`   // due, oldest first
+	Fork        *Forked      `json:"fork,omitempty"`      // nil: it is none
 }
 
 // Destroyed reports whether the head is nothing.
@@ -64,6 +65,7 @@ const (
 	MovedByRollback MoveKind = "rollback"
 	MovedByRevert   MoveKind = "revert"
 	MovedByDestroy  MoveKind = "destroy"
+	MovedByFork     MoveKind = "fork"
 )
 
 // Generation is one head that an environment has or had, and how it came to be.
@@ -88,6 +90,7 @@ type Generation struct {
 	Of        ChangeNumber `json:"of,omitempty"` // the change that it carried out; 0: it needed no approval
 	Emergency bool         `json:"emergency,omitempty"`
 	Volumes   bool         `json:"volumes,omitempty"` // destroyed, with them
+	Fork      *Forked      `json:"fork,omitempty"`    // of a fork: from where, and until when
 }
 
 // KnownBundle is a bundle that a change used.
