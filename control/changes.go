@@ -42,6 +42,7 @@ type intent struct {
 	reason  string
 	how     How
 	known   []state.Entry // that make bundle and release known, where they are not
+	fork    *state.ForkOf // of a fork, whose record is as the fork has it
 }
 
 func (in intent) what() platform.Case {
@@ -66,6 +67,11 @@ func (s *Service) decideMove(ctx context.Context, by Actor, in intent) (Moved, e
 	if err != nil {
 		return Moved{}, err
 	}
+	if !waits(s.State(), by, in) {
+		if err := s.snapshot(ctx, in); err != nil {
+			return Moved{}, err
+		}
+	}
 	return s.move(ctx, in.env, func(now state.State, env state.Environment) ([]state.Entry, error) {
 		if err := s.still(now, env, in, verdict); err != nil {
 			return nil, err
@@ -79,10 +85,7 @@ func (s *Service) decideMove(ctx context.Context, by Actor, in intent) (Moved, e
 			}
 		}
 		rules, definition := definition(now)
-		c := in.what()
-		c.Author = by.Principal
-		waits := rules.Governed(in.env) && len(rules.Missing(c)) > 0
-		if waits && !in.how.Emergency {
+		if waits(now, by, in) {
 			return s.requestEntries(now, by, in, rules, definition, verdict), nil
 		}
 		g, err := s.permit(rules, env, in)
@@ -91,6 +94,14 @@ func (s *Service) decideMove(ctx context.Context, by Actor, in intent) (Moved, e
 		}
 		return s.moveEntries(now, by, env, in, g, verdict), nil
 	})
+}
+
+// waits reports whether the intent has to wait for approvals: the same for as long as the definition does not change.
+func waits(now state.State, by Actor, in intent) bool {
+	rules, _ := definition(now)
+	c := in.what()
+	c.Author = by.Principal
+	return !in.how.Emergency && rules.Governed(in.env) && len(rules.Missing(c)) > 0
 }
 
 // errMoved says that a head moved between a decision and its entry, where nobody named the generation to start from.
@@ -121,6 +132,9 @@ func (s *Service) still(now state.State, env state.Environment, in intent, v ver
 	}
 	if _, d := definition(now); d != v.definition {
 		return fault.WithHint(fault.Errorf(fault.Conflict, "the platform's definition changed meanwhile"), "try again")
+	}
+	if err := env.Becomes(in.kind, in.fork); err != nil {
+		return err
 	}
 	if in.release == "" {
 		return nil
@@ -191,7 +205,7 @@ func (s *Service) requestEntries(now state.State, by Actor, in intent, rules pla
 	n := now.LastChange() + 1
 	e := s.entry(by, in.env, state.ChangeRequest{
 		Change: n, Move: in.kind, App: in.app, Base: in.base, Release: in.release, Bundle: in.bundle, Plan: in.planned.Digest,
-		To: in.to, Volumes: in.volumes, ConfirmMS: in.how.Confirm.Milliseconds(), Definition: def,
+		To: in.to, Volumes: in.volumes, ConfirmMS: in.how.Confirm.Milliseconds(), Definition: def, Fork: in.fork,
 	})
 	if expires := rules.Expires(in.env); expires > 0 {
 		d := e.Data.(state.ChangeRequest)
@@ -211,6 +225,10 @@ func (s *Service) moveEntries(now state.State, by Actor, env state.Environment, 
 	switch in.kind {
 	case state.MovedByApply:
 		e.Data = state.Apply{App: in.app, Generation: next, Base: in.base, Release: in.release, Bundle: in.bundle, Plan: in.planned.Digest, Governed: g}
+		e.Body = &state.Body{Digest: in.planned.Digest, Size: int64(len(in.planned.encoded)), Type: change.TypePlan}
+	case state.MovedByFork:
+		e.Data = state.Fork{App: in.app, Generation: next, Base: in.base, Release: in.release, Bundle: in.bundle, Plan: in.planned.Digest,
+			ForkOf: *in.fork, ExpiresAt: e.Time.Add(time.Duration(in.fork.TTLMS) * time.Millisecond), Governed: g}
 		e.Body = &state.Body{Digest: in.planned.Digest, Size: int64(len(in.planned.encoded)), Type: change.TypePlan}
 	case state.MovedByRollback:
 		e.Data = state.Rollback{App: in.app, Generation: next, Base: in.base, To: in.to, Release: in.release, Bundle: in.bundle, Governed: g}
@@ -368,6 +386,9 @@ func (s *Service) carryOut(ctx context.Context, by Actor, n state.ChangeNumber, 
 	if err != nil {
 		return Moved{}, err
 	}
+	if err := s.snapshot(ctx, in); err != nil {
+		return Moved{}, err
+	}
 	return s.move(ctx, in.env, func(now state.State, env state.Environment) ([]state.Entry, error) {
 		c, err := openChange(now, n, s.config.Now())
 		if err != nil {
@@ -396,7 +417,7 @@ func (s *Service) carryOut(ctx context.Context, by Actor, n state.ChangeNumber, 
 
 // intentOf returns the move that a change proposes.
 func (s *Service) intentOf(c state.Change) (intent, error) {
-	in := intent{env: c.Env, kind: c.Move, app: c.App, base: c.Base, release: c.Release, bundle: c.Bundle, to: c.To, volumes: c.Volumes,
+	in := intent{env: c.Env, kind: c.Move, app: c.App, base: c.Base, release: c.Release, bundle: c.Bundle, to: c.To, volumes: c.Volumes, fork: c.Fork,
 		reason: c.Reason, how: How{Confirm: time.Duration(c.ConfirmMS) * time.Millisecond}}
 	if c.Release != "" {
 		var err error
@@ -405,6 +426,12 @@ func (s *Service) intentOf(c state.Change) (intent, error) {
 		}
 		if err != nil {
 			return in, err
+		}
+		switch env := environment(s.State(), c.Env); {
+		case c.Fork != nil:
+			in.record = overlaid(c.Env, c.Fork, in.record)
+		case c.Move == state.MovedByRollback && env.Live():
+			in.record = overlaid(c.Env, &env.Fork.ForkOf, in.record)
 		}
 	}
 	var err error

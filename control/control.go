@@ -68,6 +68,7 @@ type Config struct {
 	Version  string        // of invar, for log.start entries
 
 	Recordings Recordings // nil: no session can be opened
+	Snapshot   Snapshot   // nil: forks begin with empty volumes
 
 	// Init makes a new ledger in an empty store. Without it an empty store is refused: a ledger that
 	// is missing must not be taken for one that is new. With it, a store that has a ledger is refused.

@@ -21,6 +21,7 @@ type duty struct {
 	expire state.ChangeNumber // this change has expired
 	carry  state.ChangeNumber // this change is approved, and its rules let the server carry it out
 	revert bool               // the head was not confirmed in time
+	end    bool               // the fork's time has ended
 }
 
 // duties returns what is due at a time, and when the next may be; zero: not before something else happens. It is pure.
@@ -56,6 +57,13 @@ func duties(s state.State, rules platform.Definition, now time.Time) (due []duty
 			later(env.ConfirmBy)
 		default:
 			due = append(due, duty{env: env.Name, revert: true})
+		}
+		switch {
+		case !env.Live():
+		case now.Before(env.Fork.ExpiresAt):
+			later(env.Fork.ExpiresAt)
+		default:
+			due = append(due, duty{env: env.Name, end: true})
 		}
 	}
 	return due, next
@@ -137,6 +145,8 @@ func (s *Service) do(ctx context.Context, d duty) error {
 	switch {
 	case d.expire != 0:
 		return s.expire(ctx, d.expire)
+	case d.end:
+		return s.endFork(ctx, d.env)
 	case d.carry != 0:
 		_, err := s.CarryOut(ctx, operator, d.carry, false)
 		return err

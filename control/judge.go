@@ -173,8 +173,19 @@ func (s *Service) policyInput(ctx context.Context, now state.State, rules platfo
 		return out, nil
 	}
 	var err error
-	out.Images, err = s.config.Images(ctx, in.bundle, in.env)
+	out.Images, err = s.config.Images(ctx, in.bundle, in.evaluatedFor(env))
 	return out, err
+}
+
+// evaluatedFor is the environment that the intent's release was evaluated for.
+func (in intent) evaluatedFor(env state.Environment) spec.EnvName {
+	switch {
+	case in.fork != nil:
+		return in.fork.Of
+	case env.Live() && in.kind == state.MovedByRollback:
+		return env.Fork.Of
+	}
+	return in.env
 }
 
 // refusal says why the policies refuse, or nil.

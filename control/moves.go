@@ -76,7 +76,7 @@ func (s *Service) Plan(ctx context.Context, p Proposal) (Planned, error) {
 // plan makes the plan on a state, after checking that the state allows it.
 func plan(now state.State, name spec.EnvName, rel evaluated) (Planned, error) {
 	env := environment(now, name)
-	if err := allowed(now, env, rel.record); err != nil {
+	if err := errors.Join(env.Becomes(state.MovedByApply, nil), allowed(now, env, rel.record)); err != nil {
 		return Planned{}, err
 	}
 	if err := promotable(now, env, rel); err != nil {
@@ -286,6 +286,8 @@ func (m *Moved) target(e state.Entry, at int64) {
 		return
 	case state.Apply:
 		m.Generation, m.Release, m.Change = d.Generation, d.Release, d.Change
+	case state.Fork:
+		m.Generation, m.Release, m.Change = d.Generation, d.Release, d.Change
 	case state.Rollback:
 		m.Generation, m.Release, m.Change = d.Generation, d.Release, d.Change
 	case state.Destroy:
@@ -335,7 +337,10 @@ func (s *Service) rollbackIntent(now state.State, env state.Environment, target 
 	if err != nil {
 		return intent{}, err
 	}
-	if err := errors.Join(s.lasting(record), allowed(now, env, record)); err != nil {
+	if env.Live() {
+		record = overlaid(env.Name, &env.Fork.ForkOf, record)
+	}
+	if err := errors.Join(env.Becomes(state.MovedByRollback, nil), s.lasting(record), allowed(now, env, record)); err != nil {
 		return intent{}, err
 	}
 	planned, err := planTo(env, change.Proposed{Digest: target.Release, Record: record})
@@ -385,6 +390,7 @@ func (s *Service) destroy(ctx context.Context, by Actor, name spec.EnvName, volu
 	if name == platform.Env {
 		return Moved{}, errNoEnd
 	}
+	volumes = volumes || env.Fork != nil // what a fork has goes with it
 	if more := volumes && env.Volumes && !env.VolumesDue; env.Destroyed() && !more {
 		return stays(env), nil
 	}
