@@ -53,6 +53,8 @@ const (
 	PathApply        = "/v1/environments/{env}/apply"
 	PathRollback     = "/v1/environments/{env}/rollback"
 	PathDestroy      = "/v1/environments/{env}/destroy"
+	PathFork         = "/v1/environments/{env}/fork"
+	PathPromotion    = "/v1/environments/{env}/promotion"
 	PathConfirm      = "/v1/environments/{env}/confirm"
 	PathReview       = "/v1/environments/{env}/review"
 	PathChanges      = "/v1/changes"

@@ -26,7 +26,7 @@ type ChangeSummary struct {
 	Number    int           `json:"number" doc:"Its number: 1, 2, 3 …"`
 	Env       string        `json:"env" doc:"Environment."`
 	App       string        `json:"app" doc:"App."`
-	Move      string        `json:"move" enum:"apply,rollback,destroy" doc:"How the head is to move."`
+	Move      string        `json:"move" enum:"apply,rollback,destroy,fork" doc:"How the head is to move."`
 	Base      int           `json:"base_generation" doc:"Generation that it was planned against. When the head moves on, the change is void."`
 	To        int           `json:"to,omitempty" doc:"Of a rollback: the generation to go back to."`
 	Release   digest.Digest `json:"release,omitempty" doc:"Release that would be the head; absent: a destroy."`

@@ -84,6 +84,7 @@ type EnvironmentSummary struct {
 	Healthy    int           `json:"healthy" doc:"Instances of the head that pass their checks."`
 	Total      int           `json:"total" doc:"All instances, those of older releases included."`
 	Tainted    int           `json:"tainted,omitempty" doc:"Those that somebody was in, and that are to be replaced."`
+	Fork       *Fork         `json:"fork,omitempty" doc:"What it is a fork of; absent: it is none."`
 }
 
 // Environment is all that is known of an environment now.
@@ -173,7 +174,7 @@ type History struct {
 // Generation is one head that an environment had.
 type Generation struct {
 	Number  int           `json:"number" doc:"The generation."`
-	Kind    string        `json:"kind" example:"apply" doc:"How the head moved: apply, rollback, revert or destroy."`
+	Kind    string        `json:"kind" example:"apply" doc:"How the head moved: apply, rollback, revert, destroy or fork."`
 	App     string        `json:"app,omitempty" doc:"App of the release."`
 	Release digest.Digest `json:"release,omitempty" doc:"Digest of the release; absent: destroyed."`
 	Bundle  digest.Digest `json:"bundle,omitempty" doc:"Digest of the release's bundle."`

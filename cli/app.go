@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/invarhq/invar/api"
+	"github.com/invarhq/invar/api/client"
 	"github.com/invarhq/invar/fault"
 	"github.com/invarhq/invar/image"
 	"github.com/invarhq/invar/image/bake"
@@ -389,32 +390,38 @@ func (a *app) known(m *parse.Module, env spec.EnvName) error {
 	return fault.WithHint(err, "it has %s; an environment is a block: environment %q {}", join(m.Environments()), env)
 }
 
-// plan makes the release for env, brings it to the server, and asks what applying it would do.
-func (a *app) plan(ctx context.Context, env spec.EnvName) (api.Plan, error) {
+// make makes the release for env of the directory as it is, and brings it to the server.
+func (a *app) make(ctx context.Context, env spec.EnvName) (made, *client.Client, error) {
 	m, req, err := a.request(a.load)
 	if err != nil {
-		return api.Plan{}, err
+		return made{}, nil, err
 	}
 	if err := a.known(m, env); err != nil {
-		return api.Plan{}, err
+		return made{}, nil, err
 	}
 	cl, err := a.client()
 	if err != nil {
-		return api.Plan{}, err
+		return made{}, nil, err
 	}
 	if _, err := cl.Server(ctx); err != nil { // before minutes of building
-		return api.Plan{}, err
+		return made{}, nil, err
 	}
 	req.Frozen = true
 	baked, err := a.bake(ctx, m, req)
 	if err != nil {
-		return api.Plan{}, err
+		return made{}, nil, err
 	}
-	made, err := a.release(ctx, env, baked, req.Store, serverPins(cl, env))
+	rel, err := a.release(ctx, env, baked, req.Store, serverPins(cl, env))
 	if err != nil {
-		return api.Plan{}, err
+		return made{}, nil, err
 	}
-	if err := a.push(ctx, cl, m.App(), req.Store, made); err != nil {
+	return rel, cl, a.push(ctx, cl, m.App(), req.Store, rel)
+}
+
+// plan makes the release for env, brings it to the server, and asks what applying it would do.
+func (a *app) plan(ctx context.Context, env spec.EnvName) (api.Plan, error) {
+	made, cl, err := a.make(ctx, env)
+	if err != nil {
 		return api.Plan{}, err
 	}
 	return cl.Plan(ctx, string(env), api.PlanRequest{Bundle: made.bundle, Release: made.release})

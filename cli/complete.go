@@ -20,14 +20,14 @@ func (a *app) complete(root *cobra.Command) {
 	for use, values := range map[string]func(context.Context) []string{
 		"plan": a.appEnvironments, "apply": a.appEnvironments,
 		"status": a.environments, "history": a.environments, "show": a.environments, "diff": a.environments,
-		"rollback": a.environments, "destroy": a.environments, "verify": a.environments, "logs": a.componentsOf, "sbom": a.componentsOf,
+		"rollback": a.environments, "destroy": a.environments, "verify": a.environments, "fork": a.environments, "promote": a.environments, "logs": a.componentsOf, "sbom": a.componentsOf,
 	} {
 		c, _, err := root.Find([]string{use})
 		if err != nil {
 			panic("completion of a command that there is not: " + use)
 		}
 		most := 1
-		if use == "diff" {
+		if use == "diff" || use == "promote" {
 			most = 2
 		}
 		c.ValidArgsFunction = a.words(most, values)

@@ -64,7 +64,8 @@ ENV FILE" then does exactly that, or refuses.`,
 
 func (a *app) applyCommand() *cobra.Command {
 	var yes, detach bool
-	var reason string
+	var reason, preview string
+	var fork forkFlags
 	var how func() (api.How, error)
 	c := &cobra.Command{
 		Use:   "apply ENV [PLAN]",
@@ -77,21 +78,30 @@ With PLAN, a file that "invar plan --out" wrote, it applies exactly that plan, a
 environment has moved on since.
 
 Where the platform's definition asks for approvals it proposes a change, which waits, and exits with 5:
-see "invar change --help".`,
+see "invar change --help".
+
+With --preview it leaves ENV as it is: what would be applied runs as a fork of ENV, in the environment NAME and for a
+while; see "invar fork --help". Given again, it moves that fork to what the directory has then.`,
 		Args: cobra.RangeArgs(1, 2),
 		RunE: func(c *cobra.Command, args []string) error {
 			ctx, env := c.Context(), args[0]
+			special, err := how()
+			if err != nil {
+				return err
+			}
+			if preview != "" {
+				if len(args) == 2 {
+					return fault.Errorf(fault.Invalid, "a saved plan has no preview: it is for %s", env)
+				}
+				fork.reason, fork.detach = reason, detach
+				return a.preview(ctx, spec.EnvName(env), preview, special, fork)
+			}
 			var p api.Plan
-			var err error
 			if len(args) == 2 {
 				p, err = loadPlan(args[1], env)
 			} else {
 				p, err = a.plan(ctx, spec.EnvName(env))
 			}
-			if err != nil {
-				return err
-			}
-			special, err := how()
 			if err != nil {
 				return err
 			}
@@ -105,6 +115,8 @@ see "invar change --help".`,
 	c.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
 	c.Flags().BoolVar(&detach, "detach", false, "do not wait for the rollout")
 	c.Flags().StringVar(&reason, "reason", "", "why; recorded in the ledger")
+	c.Flags().StringVar(&preview, "preview", "", "run it as a fork of ENV in the environment `NAME` instead")
+	fork.own(c, "with --preview: ")
 	how = howFlags(c, true)
 	return c
 }

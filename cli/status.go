@@ -98,6 +98,9 @@ func renderHead(w io.Writer, st style, env api.Environment) {
 	} else {
 		fmt.Fprintf(w, "  destroyed by %s, %s ago; invar rollback %s brings the last release back\n", orDash(env.By), age(env.At), env.Name)
 	}
+	if f := env.Fork; f != nil {
+		fmt.Fprintf(w, "  %s of %s%s, owned by %s, until %s\n", forkWord(f), f.From, atGeneration(f.Generation), f.Owner, f.ExpiresAt.Local().Format(time.DateTime))
+	}
 	for _, r := range env.Routes {
 		to := r.Component + "." + r.Port
 		if !r.Healthy {
@@ -108,6 +111,21 @@ func renderHead(w io.Writer, st style, env api.Environment) {
 		}
 		fmt.Fprintf(w, "  %s  → %s\n", r.URL, to)
 	}
+}
+
+// forkWord is what a fork is called.
+func forkWord(f *api.Fork) string {
+	if f.Generation == 0 {
+		return "preview"
+	}
+	return "fork"
+}
+
+func atGeneration(n int) string {
+	if n == 0 {
+		return ""
+	}
+	return "@" + strconv.Itoa(n)
 }
 
 // renderInstances writes a line for each instance. Its name begins with its component's.

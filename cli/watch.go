@@ -297,6 +297,10 @@ type stepData struct {
 	Override  string `json:"override"`
 	Emergency bool   `json:"emergency"`
 	Repeated  int    `json:"repeated"`
+
+	From           string    `json:"from"`
+	FromGeneration int       `json:"from_generation"`
+	ExpiresAt      time.Time `json:"expires_at"`
 }
 
 // special is what was unusual about a move.
@@ -312,6 +316,14 @@ func (d stepData) special() string {
 		out += ", in spite of freeze " + d.Override
 	}
 	return out
+}
+
+// ofFork says where a fork's release comes from.
+func ofFork(d stepData) string {
+	if d.FromGeneration == 0 {
+		return ", a preview for " + d.From
+	}
+	return fmt.Sprintf(" of %s@%d", d.From, d.FromGeneration)
 }
 
 // describe says what an entry of a rollout means, in one line.
@@ -330,6 +342,8 @@ func describe(e api.Entry) string {
 	switch e.Kind {
 	case "change.apply":
 		return fmt.Sprintf("apply    generation %d, release %s", d.Generation, short(d.Release)) + d.special()
+	case "change.fork":
+		return fmt.Sprintf("fork     generation %d, release %s%s, until %s", d.Generation, short(d.Release), ofFork(d), d.ExpiresAt.Local().Format(time.DateTime)) + d.special()
 	case "change.rollback":
 		return fmt.Sprintf("rollback generation %d, release %s of generation %d", d.Generation, short(d.Release), d.To) + d.special()
 	case "change.destroy":

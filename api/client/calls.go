@@ -50,6 +50,16 @@ func (c *Client) Rollback(ctx context.Context, env string, req api.RollbackReque
 	return call[api.Accepted](ctx, c, http.MethodPost, api.EnvironmentPath(api.PathRollback, env), nil, req)
 }
 
+// Fork makes an environment that runs the release of another.
+func (c *Client) Fork(ctx context.Context, env string, req api.ForkRequest) (api.Accepted, error) {
+	return call[api.Accepted](ctx, c, http.MethodPost, api.EnvironmentPath(api.PathFork, env), nil, req)
+}
+
+// Promotion plans the bundle of another environment's head.
+func (c *Client) Promotion(ctx context.Context, env string, req api.PromotionRequest) (api.Promotion, error) {
+	return call[api.Promotion](ctx, c, http.MethodPost, api.EnvironmentPath(api.PathPromotion, env), nil, req)
+}
+
 // Measure reads again what every instance of an environment runs on, and compares it with the release.
 func (c *Client) Measure(ctx context.Context, env string) (api.Measured, error) {
 	return call[api.Measured](ctx, c, http.MethodPost, api.EnvironmentPath(api.PathMeasure, env), nil, nil)

@@ -64,7 +64,7 @@ func summaryOf(e state.Environment, head state.Generation) api.EnvironmentSummar
 	out := api.EnvironmentSummary{
 		Name: string(e.Name), Generation: head.Number, Release: head.Release, Bundle: head.Bundle,
 		State: string(head.Outcome), Cause: head.Cause, By: head.Actor.String(), Reason: head.Reason,
-		At: head.At, EndedAt: when(head.EndedAt), Total: len(e.Instances), Tainted: e.TaintedInstances(),
+		At: head.At, EndedAt: when(head.EndedAt), Total: len(e.Instances), Tainted: e.TaintedInstances(), Fork: forkOf(e),
 	}
 	if !e.Destroyed() {
 		out.App = string(e.App)

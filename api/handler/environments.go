@@ -52,6 +52,7 @@ func (h *Handler) registerEnvironments() {
 			return answerWith(h.history(spec.EnvName(in.Env)))
 		})
 	h.registerMoves()
+	h.registerForks()
 	h.registerMeasure()
 	h.registerLogs()
 }
@@ -104,6 +105,11 @@ func (h *Handler) plan(ctx context.Context, p control.Proposal) (api.Plan, error
 	if err != nil {
 		return api.Plan{}, err
 	}
+	return h.shown(ctx, p, planned)
+}
+
+// shown is a plan with what the policies say of it.
+func (h *Handler) shown(ctx context.Context, p control.Proposal, planned control.Planned) (api.Plan, error) {
 	verdicts, err := h.config.Control.Verdicts(ctx, actorFrom(ctx), p, planned)
 	if err != nil {
 		return api.Plan{}, err

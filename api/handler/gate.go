@@ -43,6 +43,8 @@ var needs = map[string]need{
 	"rollback":          {platform.Rollback, named},
 	"destroy":           {platform.Destroy, named},
 	"confirm":           {platform.Apply, named},
+	"fork":              {platform.Apply, named}, // and read on what is forked
+	"plan-promotion":    {platform.Plan, named},  // and read on where it comes from
 	"verify":            {platform.Verify, named},
 
 	"list-changes":    {platform.None, nil},

@@ -99,12 +99,16 @@ func (h *Handler) diff(ctx context.Context, a, b string) (api.Diff, error) {
 	if err != nil {
 		return api.Diff{}, err
 	}
+	return diffOf(da, ra, db, rb), nil
+}
+
+func diffOf(da digest.Digest, ra release.Record, db digest.Digest, rb release.Record) api.Diff {
 	changes := planned(da, ra, db, rb)
 	out := api.Diff{A: da, B: db, Changes: changes, Differences: []api.Difference{}}
 	for _, c := range changes {
 		out.Differences = append(out.Differences, c.Causes...)
 	}
-	return out, nil
+	return out
 }
 
 // planned is what would become of a if b came in its place.

@@ -1,0 +1,188 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/invarhq/invar/api"
+	"github.com/invarhq/invar/api/client"
+	"github.com/invarhq/invar/fault"
+	"github.com/invarhq/invar/secret"
+	"github.com/invarhq/invar/spec"
+)
+
+// forkFlags are those of what makes a fork.
+type forkFlags struct {
+	ttl     string
+	secrets []string
+	volumes string
+	detach  bool
+	reason  string
+}
+
+// own adds the flags that say what a fork has of its own.
+func (f *forkFlags) own(c *cobra.Command, only string) {
+	c.Flags().StringVar(&f.ttl, "ttl", "24h", only+"destroy the fork and its volumes after this `DURATION`")
+	c.Flags().StringArrayVar(&f.secrets, "secret", nil, only+"value to try with in place of secret NAME: `NAME=@FILE`, or NAME=- for standard input; may be given again")
+	c.Flags().StringVar(&f.volumes, "volumes", api.VolumesEmpty, only+"`HOW` its volumes begin: empty, or as a snapshot of those that ENV has (permission exec there)")
+}
+
+func (a *app) forkCommand() *cobra.Command {
+	var f forkFlags
+	var how func() (api.How, error)
+	c := &cobra.Command{
+		Use:   "fork ENV[@GENERATION] NEW",
+		Short: "Run the release of an environment in a new one, for a while",
+		Long: `Fork makes the environment NEW with the release that ENV has, the same digest, or that it had as GENERATION. Nothing in
+ENV changes. The fork has routes of its own (http://ROUTE.NEW.localhost; TCP routes are left out), volumes of its own, and
+secrets of its own or none: never those of ENV. It is destroyed when its time is over, or by "invar destroy NEW".
+
+It needs the permission read in ENV and apply in NEW, and the rules for NEW apply to it: grants and rules can name
+patterns, as fork-*.`,
+		Args: cobra.ExactArgs(2),
+		RunE: func(c *cobra.Command, args []string) error {
+			from, err := api.ParseRef(args[0])
+			if err != nil || from.Env == "" {
+				return fault.WithHint(fault.Errorf(fault.Invalid, "%q names no environment", args[0]), "invar fork ENV[@GENERATION] NEW")
+			}
+			special, err := how()
+			if err != nil {
+				return err
+			}
+			cl, err := a.client()
+			if err != nil {
+				return err
+			}
+			return a.fork(c.Context(), cl, args[1], api.ForkRequest{From: from.Env, Generation: from.Generation, How: special}, f)
+		},
+	}
+	f.own(c, "")
+	c.Flags().BoolVar(&f.detach, "detach", false, "do not wait until it is healthy")
+	c.Flags().StringVar(&f.reason, "reason", "", "why; recorded in the ledger")
+	how = howFlags(c, false)
+	return c
+}
+
+// fork gives the new environment its secrets, makes it, and follows its rollout.
+func (a *app) fork(ctx context.Context, cl *client.Client, env string, req api.ForkRequest, f forkFlags) error {
+	ttl, err := spec.ParseDuration(f.ttl)
+	if err != nil || ttl <= 0 {
+		return fault.Errorf(fault.Invalid, "--ttl %q is no duration", f.ttl)
+	}
+	if f.volumes != api.VolumesEmpty && f.volumes != api.VolumesSnapshot {
+		return fault.Errorf(fault.Invalid, "--volumes %q: want %s or %s", f.volumes, api.VolumesEmpty, api.VolumesSnapshot)
+	}
+	req.TTLMS, req.Volumes, req.Reason = ttl.Milliseconds(), f.volumes, f.reason
+	if err := a.ownSecrets(ctx, cl, env, f.secrets); err != nil {
+		return err
+	}
+	acc, err := cl.Fork(ctx, env, req)
+	if err != nil {
+		return err
+	}
+	if err := a.accepted(ctx, cl, acc, f.detach); err != nil || a.output == "json" || acc.Waiting {
+		return err
+	}
+	made, err := cl.Environment(ctx, env)
+	if err != nil {
+		return err
+	}
+	for _, r := range made.Routes {
+		fmt.Fprintln(a.Stdout, r.URL)
+	}
+	if made.Fork != nil {
+		fmt.Fprintf(a.Stderr, "%s is a fork of %s until %s\n", env, made.Fork.From, made.Fork.ExpiresAt.Local().Format(time.DateTime))
+	}
+	return nil
+}
+
+// ownSecrets makes versions of an environment's secrets from NAME=@FILE and NAME=-.
+func (a *app) ownSecrets(ctx context.Context, cl *client.Client, env string, given []string) error {
+	for _, text := range given {
+		name, from, _ := strings.Cut(text, "=")
+		file, isFile := strings.CutPrefix(from, "@")
+		if name == "" || !isFile && from != "-" || isFile && file == "" {
+			return fault.WithHint(fault.Errorf(fault.Invalid, "--secret %q names no value: other users can see arguments, so it comes from a file", name), "--secret NAME=@FILE")
+		}
+		ref := secret.Ref{Env: spec.EnvName(env), Name: name}
+		value, err := a.readValue(ref, file)
+		if err != nil {
+			return err
+		}
+		_, err = cl.SetSecret(ctx, env, name, api.SecretRequest{Value: value, Reason: "to try with, in a fork"})
+		clear(value)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// preview makes the release for env of the directory as it is, and runs it as a fork of env.
+func (a *app) preview(ctx context.Context, env spec.EnvName, name string, how api.How, f forkFlags) error {
+	made, cl, err := a.make(ctx, env)
+	if err != nil {
+		return err
+	}
+	return a.fork(ctx, cl, name, api.ForkRequest{From: string(env), Bundle: made.bundle, Release: made.release, How: how}, f)
+}
+
+func (a *app) promoteCommand() *cobra.Command {
+	var healthyFor string
+	var m move
+	var how func() (api.How, error)
+	c := &cobra.Command{
+		Use:   "promote FROM TO",
+		Short: "Bring what runs in one environment to another",
+		Long: `Promote plans the bundle that FROM runs for TO: the same sources and images, with TO's own inputs and secrets. It shows
+exactly how the release that TO would get differs from the one that FROM has, what applying it would do, and since which
+entry of the ledger FROM has run healthy. It asks, and applies it as "invar apply TO" would, approvals included.
+
+Unless FROM's head has completed, is healthy, and has been for --healthy-for, it refuses.`,
+		Args: cobra.ExactArgs(2),
+		RunE: func(c *cobra.Command, args []string) error {
+			var err error
+			if m.how, err = how(); err != nil {
+				return err
+			}
+			d, err := spec.ParseDuration(healthyFor)
+			if err != nil || d < 0 {
+				return fault.Errorf(fault.Invalid, "--healthy-for %q is no duration", healthyFor)
+			}
+			return a.promote(c.Context(), args[0], args[1], d, m)
+		},
+	}
+	c.Flags().StringVar(&healthyFor, "healthy-for", "0s", "refuse unless FROM has run healthy for this `DURATION`")
+	c.Flags().BoolVarP(&m.yes, "yes", "y", false, "do not ask")
+	c.Flags().BoolVar(&m.detach, "detach", false, "do not wait for the rollout")
+	c.Flags().StringVar(&m.reason, "reason", "", "why; recorded in the ledger, after what is promoted and the entries that prove it")
+	how = howFlags(c, true)
+	return c
+}
+
+func (a *app) promote(ctx context.Context, from, to string, healthyFor time.Duration, m move) error {
+	cl, err := a.client()
+	if err != nil {
+		return err
+	}
+	p, err := cl.Promotion(ctx, to, api.PromotionRequest{From: from, HealthyForMS: healthyFor.Milliseconds()})
+	if err != nil {
+		return err
+	}
+	if a.output != "json" {
+		fmt.Fprintf(a.Stderr, "from %s@%d: completed by entry %d, healthy for %s: no entry from %d to %d says otherwise\n",
+			from, p.From.Generation, p.Proof.Completed, seconds(time.Duration(p.Proof.HealthyFor)*time.Millisecond), p.Proof.Newest+1, p.Proof.Size-1)
+		renderDiff(a.Stderr, a.style(), p.Diff)
+		fmt.Fprintln(a.Stderr)
+	}
+	reason := fmt.Sprintf("promoted from %s@%d, which completed by entry %d and was healthy from entry %d to %d", from, p.From.Generation, p.Proof.Completed, p.Proof.Newest, p.Proof.Size-1)
+	if m.reason != "" {
+		reason += ": " + m.reason
+	}
+	m.reason, m.unattended = reason, "invar promote "+from+" "+to+" --yes"
+	return a.applyPlan(ctx, cl, p.Plan, m)
+}
