@@ -429,9 +429,9 @@ func (s *Service) intentOf(c state.Change) (intent, error) {
 		}
 		switch env := environment(s.State(), c.Env); {
 		case c.Fork != nil:
-			in.record = overlaid(c.Env, c.Fork, in.record)
+			in.record = c.Fork.Over(c.Env, in.record)
 		case c.Move == state.MovedByRollback && env.Live():
-			in.record = overlaid(c.Env, &env.Fork.ForkOf, in.record)
+			in.record = env.Fork.Over(c.Env, in.record)
 		}
 	}
 	var err error

@@ -138,7 +138,7 @@ func (s *Service) forkIntent(now state.State, by Actor, f Fork, source forked) (
 	}
 	of := &state.ForkOf{From: f.From, FromGeneration: source.generation, Of: source.record.Env, Domain: forkDomain, Secrets: secrets,
 		Snapshot: f.Snapshot, TTLMS: f.TTL.Milliseconds(), Owner: by.Who()}
-	record := overlaid(f.Env, of, source.record)
+	record := of.Over(f.Env, source.record)
 	if err := errors.Join(env.Becomes(state.MovedByFork, of), allowed(now, env, record), notRevoked(now, source.release),
 		s.lasting(source.record), s.presentAll(source.record)); err != nil {
 		return intent{}, err
@@ -146,11 +146,6 @@ func (s *Service) forkIntent(now state.State, by Actor, f Fork, source forked) (
 	planned, err := planTo(env, change.Proposed{Digest: source.release, Record: record})
 	return intent{env: f.Env, kind: state.MovedByFork, app: record.App, base: env.Head.Number, release: source.release, bundle: source.bundle,
 		record: record, planned: planned, reason: f.Reason, how: f.How, known: source.known, fork: of}, err
-}
-
-// overlaid is a release as a fork has it.
-func overlaid(env spec.EnvName, of *state.ForkOf, r release.Record) release.Record {
-	return release.Overlay{Env: env, Domain: of.Domain, Secrets: of.Secrets}.Over(r)
 }
 
 // ownSecrets returns the versions of the fork's own secrets that take the place of those that the release names.

@@ -338,7 +338,7 @@ func (s *Service) rollbackIntent(now state.State, env state.Environment, target 
 		return intent{}, err
 	}
 	if env.Live() {
-		record = overlaid(env.Name, &env.Fork.ForkOf, record)
+		record = env.Fork.Over(env.Name, record)
 	}
 	if err := errors.Join(env.Becomes(state.MovedByRollback, nil), s.lasting(record), allowed(now, env, record)); err != nil {
 		return intent{}, err

@@ -47,6 +47,7 @@ var authorizations = map[string]authorization{
 
 	"get-environment": {platform.Read, there}, "get-history": {platform.Read, there}, "get-logs": {platform.Logs, there},
 	"plan": {platform.Plan, there}, "apply": {platform.Apply, there}, "rollback": {platform.Rollback, there}, "destroy": {platform.Destroy, there},
+	"fork": {platform.Apply, there}, "plan-promotion": {platform.Plan, there}, // each with read on another environment, named in its body
 	"confirm": {platform.Apply, there}, "verify": {platform.Verify, there},
 	"get-change": {platform.Read, there}, "approve-change": {platform.Approve, there}, "reject-change": {platform.Approve, there},
 	"withdraw-change": {platform.Apply, there}, "apply-change": {platform.Apply, there}, "review-change": {platform.Approve, there},
