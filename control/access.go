@@ -28,11 +28,14 @@ func (c Caller) ExpiresAt() time.Time { return c.ends }
 // Identify returns the caller that an identity is in the platform's definition in force. It fails with fault.Denied.
 func (s *Service) Identify(id identity.Identity) (Caller, error) {
 	by := Actor{Kind: state.ActorKind(id.Method), Name: id.Name, Auth: id.Evidence()}
-	rules, ok := s.State().Platform()
+	rules, ok := s.index(s.State())
 	if !ok && id.Method == identity.Local && s.owns(id.Name) { // before the first definition: the server's own machine
 		return Caller{Actor: by, owner: true}, nil
 	}
-	who, ok := rules.Identify(id)
+	var who platform.PrincipalName
+	if ok {
+		who, ok = rules.Identify(id)
+	}
 	if !ok {
 		return Caller{Actor: by}, fault.WithHint(fault.Errorf(fault.Denied, "%s is no principal of the platform's definition", by),
 			"have an administrator add it: invar init --platform")
@@ -43,9 +46,8 @@ func (s *Service) Identify(id identity.Identity) (Caller, error) {
 
 func (s *Service) owns(user string) bool { return user == "root" || user == s.config.User }
 
-// IdentifyToken returns the caller that the holder of a secret is. It fails with fault.Denied, and then still names the token if
-// there was one. The secret is looked up by
-// its digest, so that the time it takes tells nothing about secrets that are valid.
+// IdentifyToken returns the caller that the holder of a secret is. It fails with fault.Denied, and then still names the token
+// if there was one. The secret is looked up by its digest, so that the time it takes tells nothing about secrets that are valid.
 func (s *Service) IdentifyToken(secret string) (Caller, error) {
 	now := s.State()
 	t, err := now.TokenOf(digest.Of([]byte(secret)))
@@ -84,11 +86,32 @@ func (s *Service) Allows(c Caller, p platform.Permission, env spec.EnvName) bool
 			return false
 		}
 	}
-	rules, ok := now.Platform()
+	index, ok := s.index(now)
 	if !ok {
 		return c.owner
 	}
-	return rules.Allows(c.Actor.Principal, p, env, at)
+	return index.Allows(c.Actor.Principal, p, env, at)
+}
+
+// compiledRules is the index of a definition, by the release that the definition is of.
+type compiledRules struct {
+	release digest.Digest
+	index   *platform.Index
+}
+
+// index returns the definition in force, compiled; false when there is none. The release names the definition: a new one has
+// another digest, and so another index.
+func (s *Service) index(now state.State) (*platform.Index, bool) {
+	rules, release := definition(now)
+	if release == "" {
+		return nil, false
+	}
+	if have := s.rules.Load(); have != nil && have.release == release {
+		return have.index, true
+	}
+	made := &compiledRules{release, rules.Index()}
+	s.rules.Store(made)
+	return made.index, true
 }
 
 // Limited reports whether the caller came by a token that is good for less than its principal may.

@@ -638,7 +638,7 @@ func TestHeadThatNobodyConfirmsGoesBack(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				o := newOffice(t, "1 of group.managers or 2 of group.security")
-						c.before(o)
+				c.before(o)
 				n := o.request("9", control.How{Confirm: time.Hour})
 				o.must(o.approve(n, "bob"))
 				o.must(o.carry(n, "dave"))

@@ -15,6 +15,7 @@ import (
 	"io"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/mod/sumdb/note"
@@ -93,6 +94,7 @@ type Service struct {
 
 	evaluations evaluations
 	refusals    refusals
+	rules       atomic.Pointer[compiledRules]
 	policies    policies
 
 	pending state.State // the newest that anything was decided on, durable or not; only the ledger's writer uses it
