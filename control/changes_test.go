@@ -6,6 +6,9 @@ import (
 	"crypto/ed25519"
 	"errors"
 	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -895,5 +898,35 @@ func TestUngovernedEnvironmentMovesAtOnce(t *testing.T) {
 	}
 	if _, err := o.State().Change(1); !errors.Is(err, fault.NotFound) {
 		t.Error(fmt.Sprint("there is a change: ", err))
+	}
+}
+
+// What the ledger has of an approval is checked with OpenSSH alone, as docs/changes.md tells.
+func TestApprovalInTheLedgerVerifiesWithSSHKeygen(t *testing.T) {
+	if _, err := exec.LookPath("ssh-keygen"); err != nil {
+		t.Skip("needs ssh-keygen; CI has it")
+	}
+	o := newOffice(t, "1 of group.managers")
+	o.must(o.approve(o.request("1"), "bob"))
+	dir := t.TempDir()
+	write := func(name, content string) string {
+		path := filepath.Join(dir, name)
+		o.must(os.WriteFile(path, []byte(content), 0o600))
+		return path
+	}
+	e, err := o.Entry(t.Context(), o.find(1).Approvals[0].Entry)
+	o.must(err)
+	statement := e.Entry.Data.(state.ChangeApprove).Statement
+	signers, sig := write("allowed_signers", "bob "+line(o.keys["bob"])+"\n"), write("sig", string(e.Entry.Sigs[0].Sig))
+	verify := func(namespace, text string) error {
+		cmd := exec.CommandContext(t.Context(), "ssh-keygen", "-Y", "verify", "-f", signers, "-I", "bob", "-n", namespace, "-s", sig)
+		cmd.Stdin = strings.NewReader(text)
+		return cmd.Run()
+	}
+	if err := verify("invar-approval@v1", statement); err != nil {
+		t.Errorf("ssh-keygen: %v", err)
+	}
+	if verify("invar-rejection@v1", statement) == nil || verify("invar-approval@v1", statement+"\n") == nil {
+		t.Error("ssh-keygen takes it for something else, too")
 	}
 }
