@@ -13,12 +13,16 @@ SOURCES  := $(wildcard $(shell git ls-files -co --exclude-standard '*.go' 'go.mo
 # What building needs beside Go and gcc: libseccomp to link the launcher with.
 DEB_BUILD := libseccomp-dev pkg-config
 
-.PHONY: help deps build launcher demo demo-stop test check fuzz bench generate clean
+# What tests need beside: public tools that check what we write.
+DEB_TEST := jq openssh-client coreutils util-linux
+
+.PHONY: help deps deps-test build launcher demo demo-stop test check fuzz bench generate clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-deps:
+deps-test: DEB_BUILD := $(DEB_TEST)
+deps deps-test:
 	@missing=; for p in $(DEB_BUILD); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$p"; done; \
 	if [ -n "$$missing" ]; then echo "installing$$missing"; \
 	  (apt-get install -y -q $$missing || { apt-get update -q && apt-get install -y -q $$missing; }) >.deps.log 2>&1 || { cat .deps.log; rm -f .deps.log; exit 1; }; rm -f .deps.log; fi
@@ -41,7 +45,7 @@ demo: build ## deploy, change and roll back the sample app on real containers
 demo-stop: build ## stop what make demo left running, and remove it
 	@$(BIN) demo --stop
 
-test: build ## all tests, with the race detector (root; about 20 minutes)
+test: build deps-test ## all tests, with the race detector (root; about 20 minutes)
 	$(GO) test -race -timeout 30m ./...
 	cd examples/shop && $(GO) vet ./...
 

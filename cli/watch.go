@@ -264,6 +264,7 @@ func (w *watch) line(e api.Entry) {
 
 // stepData is what entries of rollouts carry.
 type stepData struct {
+	From      int    `json:"from"`
 	Erasure   int    `json:"erasure"`
 	Digest    string `json:"digest"`
 	Authority string `json:"authority"`
@@ -413,6 +414,8 @@ func describeGovernance(e api.Entry, d stepData, because string) string {
 		return fmt.Sprintf("alarm    %s %s%s", d.Alarm, d.Witness, because)
 	case "release.revoke":
 		return "revoke   release " + short(d.Release)
+	case "evidence.export":
+		return fmt.Sprintf("export   entries %d up to %d as evidence", d.From, d.To-1)
 	case "access.denied":
 		text := "denied   " + d.Operation + because
 		if d.Repeated > 0 {

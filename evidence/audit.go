@@ -170,7 +170,7 @@ func (a *auditor) find(s Severity, check, format string, args ...any) {
 }
 
 func findingOf(index int64, e state.Entry, s Severity, check, message string) Finding {
-	return Finding{Severity: s, Check: check, Entry: index, ID: e.ID, Kind: e.Kind(), Env: e.Env, Time: e.Time, Controls: ControlsOf(e.Kind()), Message: message}
+	return Finding{Severity: s, Check: check, Entry: index, ID: e.ID, Kind: e.Kind(), Env: e.Env, Time: e.Time, Controls: bearing(check), Message: message}
 }
 
 func (a *auditor) fail(check string, err error) { a.find(Failure, check, "%s", err) }

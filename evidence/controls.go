@@ -20,7 +20,8 @@ type Control struct {
 	ID        string       `json:"id"`
 	Title     string       `json:"title"`
 	Answer    string       `json:"answer"`
-	Kinds     []state.Kind `json:"kinds"` // of the entries that show it
+	Kinds     []state.Kind `json:"kinds"`            // of the entries that show it
+	Checks    []string     `json:"checks,omitempty"` // of which a finding bears on it
 }
 
 // Name is how the control is cited.
@@ -60,11 +61,11 @@ func Controls() Mapping {
 	return Mapping{slices.Clone(m.Controls), slices.Clone(m.Operational)}
 }
 
-// ControlsOf names the controls that entries of the kind answer.
-func ControlsOf(k state.Kind) []string {
+// bearing names the controls that a finding of the check bears on.
+func bearing(check string) []string {
 	var out []string
 	for _, c := range mapping().Controls {
-		if slices.Contains(c.Kinds, k) {
+		if slices.Contains(c.Checks, check) {
 			out = append(out, c.Name())
 		}
 	}

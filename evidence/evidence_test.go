@@ -233,6 +233,9 @@ func TestAServerThatLiesIsFoundOut(t *testing.T) {
 			bad := w.verify(w.export()).Of(evidence.Failure)
 			named := false
 			for _, f := range bad {
+				if len(f.Controls) == 0 {
+					t.Errorf("no control for check %s", f.Check)
+				}
 				if f.ID == guilty.ID && strings.Contains(f.Message, c.want) {
 					named = true
 				} else if f.ID != guilty.ID {

@@ -15,10 +15,14 @@ import (
 var reportFile string
 
 var reportTemplate = template.Must(template.New("report").Funcs(template.FuncMap{
-	"time": func(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 UTC") },
-	"join": strings.Join,
-	"who":  func(a state.Actor) string { return a.Who() },
+	"time":     func(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 UTC") },
+	"at":       func(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05") },
+	"controls": func(controls []string) string { return shortly.Replace(strings.Join(controls, ", ")) },
+	"who":      func(a state.Actor) string { return a.Who() },
 }).Parse(reportFile))
+
+// shortly shortens the names of frameworks where many stand in a row.
+var shortly = strings.NewReplacer("NIST SP 800-53r5 ", "", "PCI DSS 4.0.1 ", "PCI ", "ISO/IEC 27001:2022 ", "ISO ", "DORA RTS 2024/1774 ", "DORA ", "21 CFR Part 11 ", "CFR ")
 
 // reportView is what the report shows.
 type reportView struct {

@@ -75,6 +75,9 @@ func Verify(ctx context.Context, fsys fs.FS, o Options) (Report, error) {
 		return v.report, fmt.Errorf("verifying evidence: %w", err)
 	}
 	v.report.Checks = append(v.own, v.report.Checks...)
+	for i, f := range v.report.Findings {
+		v.report.Findings[i].Controls = bearing(f.Check)
+	}
 	sortFindings(v.report.Findings)
 	return v.report, nil
 }
@@ -238,7 +241,7 @@ func (v *verification) identified(ctx context.Context, source *tiles.Dir, f Find
 			break
 		}
 		if e, err := state.Decode(leaf); err == nil {
-			f.ID, f.Kind, f.Env, f.Time, f.Controls = e.ID, e.Kind(), e.Env, e.Time, ControlsOf(e.Kind())
+			f.ID, f.Kind, f.Env, f.Time = e.ID, e.Kind(), e.Env, e.Time
 		}
 	}
 	return f
@@ -256,7 +259,7 @@ func (v *verification) lines(leaves [][]byte) {
 		if !bytes.Equal(line, leaf) {
 			f := Finding{Severity: Failure, Check: "tree", Entry: int64(i), Message: fmt.Sprintf("line %d of %s is not this entry of the tree", i+1, FileEntries)}
 			if e, err := state.Decode(leaf); err == nil {
-				f.ID, f.Kind, f.Env, f.Time, f.Controls = e.ID, e.Kind(), e.Env, e.Time, ControlsOf(e.Kind())
+				f.ID, f.Kind, f.Env, f.Time = e.ID, e.Kind(), e.Env, e.Time
 			}
 			v.report.Findings = append(v.report.Findings, f)
 			return
@@ -280,7 +283,7 @@ func (v *verification) cosigned() error {
 		policy, own = p, true
 	}
 	if !policy.Asks() {
-		v.report.Findings = append(v.report.Findings, Finding{Severity: Gap, Check: "witness", Entry: -1, Controls: []string{"NIST SP 800-53r5 AU-9"},
+		v.report.Findings = append(v.report.Findings, Finding{Severity: Gap, Check: "witness", Entry: -1,
 			Message: "no witness watches the log: it can show others another history than this, and nobody would know"})
 		return nil
 	}
@@ -298,7 +301,7 @@ func (v *verification) cosigned() error {
 	case err == nil:
 		v.checked("witness", "witnesses cosigned a tree that holds the scope", len(r.By))
 	case own:
-		v.report.Findings = append(v.report.Findings, Finding{Severity: Gap, Check: "witness", Entry: -1, Controls: []string{"NIST SP 800-53r5 AU-9"}, Message: err.Error()})
+		v.report.Findings = append(v.report.Findings, Finding{Severity: Gap, Check: "witness", Entry: -1, Message: err.Error()})
 	default:
 		v.fail("witness", "%v", err)
 	}
