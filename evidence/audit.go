@@ -382,6 +382,9 @@ func (a *auditor) judge() {
 		a.voided(d)
 	case state.ChangeConfirm:
 		a.check("permission", a.may(platform.Apply))
+		if by := a.environment(a.entry.Env).ConfirmBy; !by.IsZero() && a.entry.Time.After(by.Add(moment)) {
+			a.fail("confirm", fmt.Errorf("generation %d was to be confirmed by %s", d.Generation, by.Format(time.RFC3339)))
+		}
 	case state.ChangeReview:
 		a.review(d)
 	case state.ReleaseRevoke:

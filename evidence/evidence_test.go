@@ -116,6 +116,15 @@ func TestAServerThatLiesIsFoundOut(t *testing.T) {
 			w.request(person("alice"), w.shop("prod", "2", 2))
 			return w.approve("bob")
 		}, "none of bob's"},
+		{"an approval by a key that was taken away before the change was carried out", func(w *world) state.Entry {
+			w.request(person("alice"), w.shop("prod", "2", 2))
+			w.approve("bob")
+			w.approve("carol")
+			d := rules()
+			d.Principals[1].SSHKeys = []string{keyLine("bob's new key")}
+			w.define(person("root"), d)
+			return w.carryOut("dave", w.shop("prod", "2", 2))
+		}, "without the approvals that the rules ask for"},
 		{"an expired change", func(w *world) state.Entry {
 			w.request(person("alice"), w.shop("prod", "2", 2))
 			w.approve("bob")

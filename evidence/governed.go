@@ -13,6 +13,7 @@ import (
 	"github.com/invarhq/invar/change"
 	"github.com/invarhq/invar/deploy"
 	"github.com/invarhq/invar/digest"
+	"github.com/invarhq/invar/identity/sshkey"
 	"github.com/invarhq/invar/platform"
 	"github.com/invarhq/invar/release"
 	"github.com/invarhq/invar/spec"
@@ -243,7 +244,7 @@ func (a *auditor) founded() {
 // carriedOut checks that a change was approved, and carried out by somebody who may.
 func (a *auditor) carriedOut(rules platform.Definition, c state.Change, g state.Governed) {
 	err := a.expired(c)
-	if missing := rules.Missing(c.Case()); err == nil && len(missing) > 0 {
+	if missing := rules.Missing(a.standing(rules, c)); err == nil && len(missing) > 0 {
 		err = fmt.Errorf("change %d was carried out without the approvals that the rules ask for: %s", c.Change, strings.Join(missing, "; "))
 	}
 	if err == nil && (c.ConfirmMS > 0) != !g.ConfirmBy.IsZero() {
@@ -259,6 +260,26 @@ func (a *auditor) carriedOut(rules platform.Definition, c state.Change, g state.
 		err = fmt.Errorf("the server carried change %d out by itself, and no rule lets it", c.Change)
 	}
 	a.check("separation", err)
+}
+
+// standing is a change as the approval rules see it, with those approvals alone that stand at the entry at hand: by people who may still
+// approve there, with keys that are still theirs.
+func (a *auditor) standing(rules platform.Definition, c state.Change) platform.Case {
+	out := c.Case()
+	out.Approvers = nil
+	for _, given := range c.Approvals {
+		who, ok := rules.Principal(given.By.Principal)
+		if !ok || !slices.ContainsFunc(who.SSHKeys, func(line string) bool {
+			key, err := sshkey.ParsePublicKey(line)
+			return err == nil && key.Fingerprint() == given.KeyID
+		}) {
+			continue
+		}
+		if at := a.entry.Time; rules.Allows(who.Name, platform.Approve, c.Env, at) || rules.Allows(who.Name, platform.Approve, c.Env, at.Add(-moment)) {
+			out.Approvers = append(out.Approvers, who.Name)
+		}
+	}
+	return out
 }
 
 func (a *auditor) emergency(rules platform.Definition, g state.Governed) {
@@ -307,31 +328,36 @@ func (a *auditor) unconfirmed(env state.Environment, kind state.MoveKind, d dige
 	if env.ConfirmBy.IsZero() || a.entry.Time.Before(env.ConfirmBy) {
 		return errors.New("the server moved the head by itself, without an approved change, and nothing was to be confirmed")
 	}
-	want, ok := a.lastGood(env)
-	if ok != (kind == state.MovedByRollback) || want != d {
-		return fmt.Errorf("the server was to go back to the release that completed before, %s, and went to %s", want.Short(), d.Short())
+	good := a.goodOnes(env)
+	if kind == state.MovedByRollback && !slices.Contains(good, d) {
+		return fmt.Errorf("the server was to go back to a release that completed before and may run, and went to %s", d.Short())
+	}
+	if len(good) > 0 && good[0] != d {
+		a.find(Notice, "confirm", "the server did not go back to the newest release that completed before, %s", good[0].Short())
 	}
 	a.find(Notice, "confirm", "generation %d of %s was not confirmed in time, and reverted", env.Head.Number, env.Name)
 	return nil
 }
 
-// lastGood returns the newest release that completed before the head and may run.
-func (a *auditor) lastGood(env state.Environment) (digest.Digest, bool) {
+// goodOnes lists the releases that completed before the head and may run, newest first, back to where the environment was destroyed.
+func (a *auditor) goodOnes(env state.Environment) []digest.Digest {
+	var out []digest.Digest
 	for _, h := range slices.Backward(env.History) {
-		if h.Outcome != deploy.Completed || h.Release == "" || h.Release == env.Head.Release {
-			continue
+		if h.Release == "" {
+			break
 		}
-		if _, revoked := a.state.Revoked(h.Release); !revoked {
-			return h.Release, true
+		_, revoked := a.state.Revoked(h.Release)
+		if h.Outcome == deploy.Completed && h.Release != env.Head.Release && !revoked {
+			out = append(out, h.Release)
 		}
 	}
-	return "", false
+	return out
 }
 
 // freeze checks that the head could move at this time.
 func (a *auditor) freeze(rules platform.Definition, env state.Environment, kind state.MoveKind, g state.Governed) {
-	for _, r := range env.Reviews {
-		if a.entry.Time.After(r.DueAt.Add(moment)) {
+	for _, r := range env.Reviews { // a late one holds up what is new, never the way back
+		if kind != state.MovedByRollback && a.entry.Time.After(r.DueAt.Add(moment)) {
 			a.fail("freeze", fmt.Errorf("the review of generation %d was due at %s, and nothing else was to move before it", r.Generation, r.DueAt.Format(time.RFC3339)))
 		}
 	}

@@ -209,7 +209,13 @@ func (d *dataset) results(m *made) oscalResults {
 	}
 	about := map[string][]oscalRelated{}
 	bad := map[string][]string{}
+	notices := 0
 	for i, f := range m.audit.Findings {
+		if f.Severity == Notice {
+			if notices++; notices > maxNotices {
+				break // they come last
+			}
+		}
 		o := oscalObservation{UUID: d.id("finding", fmt.Sprint(i)), Title: fmt.Sprintf("%s: %s", f.Severity, f.Check), Description: f.String(),
 			Methods: []string{"TEST"}, Types: []string{"finding"}, Collected: d.at}
 		if f.Entry >= 0 {

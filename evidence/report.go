@@ -30,7 +30,9 @@ type reportView struct {
 	At, Began, Ended     time.Time
 	From, Last, Size     int64
 	Failures, Gaps       []Finding
-	Notices              []Finding
+	Notices              []Finding // the first of them
+	More                 int       // notices that are not shown
+	All                  int       // notices
 	Checks               []Checked
 	Moves                []Move
 	Signed               []Signed
@@ -66,6 +68,9 @@ func (s Signed) Meaning() string {
 	return string(s.Statement.Meaning)
 }
 
+// maxNotices is how many notices papers show: a flood of refusals must not hide the rest. The report of Verify has all of them.
+const maxNotices = 500
+
 // report writes report.html: one file, no script, nothing from elsewhere.
 func (d *dataset) report(m *made) ([]byte, error) {
 	a := m.audit
@@ -78,9 +83,13 @@ func (d *dataset) report(m *made) ([]byte, error) {
 		case Gap:
 			v.Gaps = append(v.Gaps, f)
 		default:
-			v.Notices = append(v.Notices, f)
+			v.All++
+			if len(v.Notices) < maxNotices {
+				v.Notices = append(v.Notices, f)
+			}
 		}
 	}
+	v.More = v.All - len(v.Notices)
 	v.Frameworks = frameworksOf(a)
 	var b bytes.Buffer
 	if err := reportTemplate.Execute(&b, v); err != nil {
