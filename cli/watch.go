@@ -264,7 +264,6 @@ func (w *watch) line(e api.Entry) {
 
 // stepData is what entries of rollouts carry.
 type stepData struct {
-	From      int    `json:"from"`
 	Erasure   int    `json:"erasure"`
 	Digest    string `json:"digest"`
 	Authority string `json:"authority"`
@@ -329,6 +328,11 @@ func ofFork(d stepData) string {
 
 // describe says what an entry of a rollout means, in one line.
 func describe(e api.Entry) string {
+	if e.Kind == "evidence.export" {
+		var x struct{ From, To int64 }
+		_ = json.Unmarshal(e.Data, &x) // zeros are shown of what can't be read
+		return fmt.Sprintf("export   entries %d up to %d as evidence", x.From, x.To-1)
+	}
 	var d stepData
 	if len(e.Data) > 0 && json.Unmarshal(e.Data, &d) != nil {
 		return e.Kind
@@ -414,8 +418,6 @@ func describeGovernance(e api.Entry, d stepData, because string) string {
 		return fmt.Sprintf("alarm    %s %s%s", d.Alarm, d.Witness, because)
 	case "release.revoke":
 		return "revoke   release " + short(d.Release)
-	case "evidence.export":
-		return fmt.Sprintf("export   entries %d up to %d as evidence", d.From, d.To-1)
 	case "access.denied":
 		text := "denied   " + d.Operation + because
 		if d.Repeated > 0 {
