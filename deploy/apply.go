@@ -48,6 +48,8 @@ func (e *Environment) apply(s Step, at time.Time) error {
 		err = e.create(s, at)
 	case Tainted:
 		err = e.taint(s, at)
+	case Drifted:
+		err = e.drift(s, at)
 	case Healthy, Failing, Exited, Gone, Retire:
 		err = e.change(s, at)
 	case Shift:

@@ -42,6 +42,12 @@
 // reached its deadline; at once for a process that came from outside) it is replaced as one that fails its checks is, but keeps its
 // traffic until the replacement is healthy: a taint alone never lowers the number of those that serve. One that has no
 // traffic when it is tainted, or loses it, never gets any again, and does not count as warm.
+//
+// # Drift
+//
+// An instance that was measured and differs from its release is recorded with all that differs, once for each thing. What follows is the
+// environment's rule: it is replaced as a tainted one is, or nothing. Where what replaced it differs as well, and again, it takes
+// longer each time: the difference then is in the component or the machine, and a new instance does not heal it.
 package deploy
 
 import (
@@ -67,6 +73,7 @@ const (
 	Exited  Kind = "instance.exit"
 	Gone    Kind = "instance.gone"  // removed from the host
 	Tainted Kind = "instance.taint" // somebody was in it, or the session of an earlier taint is over
+	Drifted Kind = "drift.detected" // it was measured, and differs from its release
 	Done    Kind = "deploy.complete"
 	Failed  Kind = "deploy.fail"
 )
@@ -83,8 +90,10 @@ type Step struct {
 	ExitCode   int                `json:"exit_code,omitempty"`  // Exited
 	OOM        bool               `json:"oom,omitempty"`        // Exited
 	By         string             `json:"by,omitempty"`         // Tainted: BySession(id) or ByForeign
-	Until      int64              `json:"until_ms,omitempty"`   // Tainted: not replaced before this time; 0: at once
+	Until      int64              `json:"until_ms,omitempty"`   // Tainted, Drifted: not replaced before this time; 0: at once
 	Foreign    []instance.Foreign `json:"foreign,omitempty"`    // Tainted: the processes found
+	Findings   []instance.Finding `json:"findings,omitempty"`   // Drifted: how it differs; at most maxFindings of them
+	Response   Response           `json:"response,omitempty"`   // Drifted: what follows
 	Cause      string             `json:"cause,omitempty"`      // why, one sentence for people
 }
 

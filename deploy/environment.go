@@ -29,6 +29,7 @@ type Environment struct {
 	ShiftedAt  map[spec.ComponentName]time.Time `json:"shifted_at,omitempty"`
 	Instances  map[instance.ID]Instance         `json:"instances,omitempty"` // that are not gone
 	Trouble    map[digest.Digest]Trouble        `json:"trouble,omitempty"`   // since Head came, by component digest
+	Drifts     map[digest.Digest]Recurrence     `json:"drifts,omitempty"`    // the same, of instances that differed from their release
 
 	Overlay *release.Overlay `json:"overlay,omitempty"` // of a fork: over every release that it has; nil: it has releases of its own
 
@@ -48,6 +49,7 @@ type Instance struct {
 	ExitedAt    time.Time       `json:"exited_at,omitzero"`     // zero: no exit was recorded
 	Cause       string          `json:"cause,omitempty"`        // of what it last became
 	Taints      []Taint         `json:"taints,omitempty"`       // none: nobody was in it
+	Drift       []string        `json:"drift,omitempty"`        // keys of the findings that were recorded
 	Barred      bool            `json:"barred,omitempty"`       // it is tainted and had no traffic since: it gets none again
 }
 
@@ -90,6 +92,7 @@ func (e *Environment) setHead(g Generation, at time.Time) {
 	e.Seq++
 	e.ProgressAt = at
 	e.Trouble = map[digest.Digest]Trouble{}
+	e.Drifts = nil
 	e.Changing = nil
 	for _, p := range g.Record.Components {
 		e.Components[e.Head.Digests[p.Component.Name]] = p.Component

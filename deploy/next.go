@@ -94,6 +94,7 @@ func (t *turn) observe() {
 		i := t.e.Instances[id]
 		o, seen := t.have[id]
 		t.suspect(i, o)
+		t.measure(i, o)
 		switch {
 		case !seen && !i.Live():
 			t.emit(Step{Kind: Gone, ID: id})

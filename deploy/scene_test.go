@@ -121,6 +121,16 @@ func (s *scene) intrude(id instance.ID) {
 	s.host[id] = o
 }
 
+// differ has the host measure that the instance differs in these things.
+func (s *scene) differ(id instance.ID, kinds ...string) {
+	o := s.host[id]
+	o.Drift = nil
+	for _, k := range kinds {
+		o.Drift = append(o.Drift, instance.Finding{Kind: k, Expected: "a", Found: "b"})
+	}
+	s.host[id] = o
+}
+
 func (s *scene) exit(id instance.ID, code int) {
 	o := s.host[id]
 	o.State, o.Health, o.ExitCode, o.ExitedAt = instance.Exited, instance.Unknown, code, s.now

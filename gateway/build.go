@@ -83,6 +83,20 @@ func UseAddresses(uses []Use) map[spec.ComponentName]string {
 	return names
 }
 
+// Listeners returns the addresses where the gateway listens inside an instance.
+func Listeners(uses []Use, egress bool) []string {
+	var out []string
+	addresses := UseAddresses(uses)
+	for _, u := range uses {
+		out = append(out, fmt.Sprintf("%s:%d", addresses[u.Component], u.Number))
+	}
+	if egress {
+		out = append(out, EgressAddress)
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
 // NameService names a port of a component in an environment.
 func NameService(env spec.EnvName, to spec.PortRef) ServiceName {
 	return ServiceName(string(env) + "/" + string(to.Component) + "/" + string(to.Port))

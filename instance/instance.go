@@ -64,13 +64,15 @@ type Observation struct {
 	ExitCode  int       // -1: not known; 128+n: killed by signal n
 	OOM       bool      // killed for want of memory
 	Foreign   []Foreign // processes found in it that are not its own; once seen, they stay until the instance is gone
+	Drift     []Finding // how it differs from its release, as last measured
 }
 
 // Equal reports whether two observations tell the same.
 func (o Observation) Equal(p Observation) bool {
 	return o.Identity == p.Identity && o.State == p.State && o.Health == p.Health && o.Since == p.Since && o.Detail == p.Detail && o.PID == p.PID &&
 		o.StartedAt == p.StartedAt && o.ExitedAt == p.ExitedAt && o.ExitCode == p.ExitCode && o.OOM == p.OOM &&
-		slices.EqualFunc(o.Foreign, p.Foreign, func(a, b Foreign) bool { return a.PID == b.PID && a.TID == b.TID && a.StartedAt.Equal(b.StartedAt) })
+		slices.EqualFunc(o.Foreign, p.Foreign, func(a, b Foreign) bool { return a.PID == b.PID && a.TID == b.TID && a.StartedAt.Equal(b.StartedAt) }) &&
+		sameFindings(o.Drift, p.Drift)
 }
 
 // Foreign is a process that was found in an instance and is not the instance's: it joined one of its namespaces, or it was put

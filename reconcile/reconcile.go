@@ -26,6 +26,7 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/invarhq/invar/deploy"
 	"github.com/invarhq/invar/gateway"
@@ -69,6 +70,8 @@ type Config struct {
 	Secrets Secrets
 	// NewID names a new instance. nil: at random.
 	NewID func(spec.ComponentName) instance.ID
+	// InspectEvery is how often every running instance is compared with its release; 0: never.
+	InspectEvery time.Duration
 	// Parallel bounds the acts on instances at a time; 0: 8.
 	Parallel int
 	Log      *slog.Logger // nil: discarded
@@ -125,6 +128,9 @@ func (r *Reconciler) Run(ctx context.Context) error {
 		return ctx.Err()
 	}
 	r.wg.Go(func() { r.gateway.run(ctx) })
+	if r.config.InspectEvery > 0 {
+		r.wg.Go(func() { r.inspectAll(ctx) })
+	}
 	for {
 		changed := r.config.Source.Changed()
 		for name, e := range r.config.Source.Environments() {

@@ -25,6 +25,7 @@ import (
 	"time"
 
 	"github.com/invarhq/invar/digest"
+	"github.com/invarhq/invar/drift"
 	"github.com/invarhq/invar/instance"
 )
 
@@ -66,6 +67,11 @@ type Host interface {
 	// fault.NotFound for an instance that is not on the host.
 	Measure(ctx context.Context, id instance.ID) (Measurement, error)
 
+	// Inspect looks at a running instance from outside, and tells the facts that follow from the question and those that it found. It
+	// changes nothing, and takes nothing from what Create was given. fault.NotFound for an instance that is not on the host,
+	// fault.Conflict for one that does not run.
+	Inspect(ctx context.Context, q Question) (Inspection, error)
+
 	// Logs writes the instance's log to w, oldest first, from the tail lines on (tail < 0: all), and with follow
 	// goes on until the instance is removed or ctx ends. Logs of removed instances stay readable while they are retained.
 	Logs(ctx context.Context, id instance.ID, w io.Writer, tail int, follow bool) error
@@ -93,6 +99,19 @@ type Session struct {
 
 // Size is a terminal's.
 type Size struct{ Rows, Cols uint16 }
+
+// Question says what an instance should be.
+type Question struct {
+	Spec      Spec     // as its release says, without the values of secrets
+	Listeners []string // "ADDRESS:PORT", beside the Ports, where something may listen in its network
+	Content   bool     // hash the root as well, all of it
+}
+
+// Inspection is what an instance should be, and what it was found to be, in the same terms.
+type Inspection struct {
+	Want drift.Facts
+	Got  drift.Facts
+}
 
 // Measurement is what an instance was found to run on.
 type Measurement struct {

@@ -67,6 +67,9 @@ type Config struct {
 	Witnesses func() witness.Policy
 }
 
+// inspectEvery is how often every instance is compared with its release.
+const inspectEvery = 2 * time.Second
+
 // stopWithin bounds the time that requests under way get when the server is told to stop.
 const stopWithin = 10 * time.Second
 
@@ -147,7 +150,7 @@ func owner() string {
 
 func (s *Server) openHost(ctx context.Context) (err error) {
 	s.host, err = local.Open(ctx, local.Config{
-		Dir: s.data.dir, Launcher: s.config.Launcher, Log: s.log, Companions: s.gatewayConfig().PIDs,
+		Dir: s.data.dir, Launcher: s.config.Launcher, Log: s.log, Companions: s.gatewayConfig().PIDs, Restore: s.restoreRoot,
 	})
 	if err != nil {
 		return err
@@ -171,7 +174,7 @@ func (s *Server) gatewayConfig() proxy.Config {
 
 // openAPI makes the loops and the API, which share nothing but control, host and gateway.
 func (s *Server) openAPI(ctx context.Context) (err error) {
-	s.loops = reconcile.New(reconcile.Config{Source: s.control.Rollouts(), Recorder: s.control, Host: s.host, Traffic: s.gateway, Secrets: s.secretOf, Log: s.log})
+	s.loops = reconcile.New(reconcile.Config{Source: s.control.Rollouts(), Recorder: s.control, Host: s.host, Traffic: s.gateway, Secrets: s.secretOf, InspectEvery: inspectEvery, Log: s.log})
 	s.api, err = handler.New(handler.Config{
 		Control: s.control, Host: s.host, Source: s.data.store, Verifier: s.data.key.verifier, VKey: s.data.key.vkey, Log: s.log,
 		Version: s.config.Version, DataFormat: DataFormat, StartedAt: s.started, Machine: s.machine(),

@@ -40,7 +40,7 @@ func samples() []state.Entry {
 		state.SessionEnd{Session: "abcdefghabcd", Instance: "web-aaaaaaaaaa", How: state.SessionExited, ExitCode: 1, Encrypted: true, Detail: "because"},
 	}
 	for _, k := range state.Kinds() {
-		if s, ok := k.Fields().(state.Step); ok {
+		if s, ok := k.Fields().(state.Step); ok && s.Kind != deploy.Drifted {
 			s.Instance = &instance.Identity{ID: "web-aaaaaaaaaa", Env: "prod", Component: "web", Digest: d, Release: d, Generation: 1}
 			s.Shares = []deploy.Share{{Version: d, Percent: 100}}
 			s.Cause = "because"
@@ -72,6 +72,10 @@ func samples() []state.Entry {
 		state.WitnessAlarm{Witness: "w1", Alarm: "forked", Size: 7, Cause: "another tree", Evidence: d}) // the newest kinds last: the IDs of the others stay
 	datas = append(datas, state.Fork{App: "shop", Generation: 1, Release: d, Bundle: d, Plan: d, ForkOf: state.ForkOf{From: "prod", FromGeneration: 3, Of: "prod",
 		Domain: "localhost", Secrets: release.Pins{"db-password": d}, Snapshot: true, TTLMS: 60_000, Owner: "local:alice"}})
+	datas = append(datas, state.Step{Step: deploy.Step{
+		Kind: deploy.Drifted, ID: "web-aaaaaaaaaa", Response: deploy.Replace, Until: 1764064800000, Cause: "because",
+		Findings: []instance.Finding{{Kind: "limit", Field: "processes", Expected: "64", Found: "none", Controls: []string{"CM-6", "SC-6"}}},
+	}})
 	w := newWorld()
 	var out []state.Entry
 	for _, data := range datas {

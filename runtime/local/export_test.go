@@ -1,6 +1,19 @@
 package local
 
-import "time"
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/invarhq/invar/instance"
+	"github.com/invarhq/invar/runtime/local/wire"
+)
 
 // DialIn is for tests that talk to what runs in an instance.
 var DialIn = dialIn
@@ -18,4 +31,67 @@ func (h *Host) Restrict(less func(*Features)) {
 func (h *Host) Scanner() func() {
 	s := newScanner(h)
 	return func() { s.scan() }
+}
+
+// Run is the run directory.
+func (h *Host) Run() string { return h.run }
+
+// RootFile and RootMount are where a root is.
+func (h *Host) RootFile(id instance.ID) string { return h.roots.file(h.find(id).spec.Root) }
+func (h *Host) RootMount(id instance.ID) string {
+	return filepath.Join(h.roots.mounts, h.find(id).spec.Root.Hex())
+}
+
+// StartedByHand does over the launcher's socket what somebody who is root can: an instance goes, and one of its name starts in its place.
+func (h *Host) StartedByHand(ctx context.Context, id instance.ID, change func(*specs.Spec)) error {
+	oci := filepath.Join(h.dir(id), "oci")
+	b, err := os.ReadFile(filepath.Join(oci, "config.json"))
+	record, err2 := os.ReadFile(filepath.Join(oci, "launcher.json"))
+	var s specs.Spec
+	var create wire.Create
+	if err := errors.Join(err, err2, json.Unmarshal(b, &s), json.Unmarshal(record, &create)); err != nil {
+		return err
+	}
+	change(&s)
+	if create.OCI, err = json.Marshal(s); err != nil {
+		return err
+	}
+	for _, q := range []wire.Request{
+		{Op: wire.OpRemove, ID: string(id)}, {Op: wire.OpCreate, ID: string(id), Create: &create}, {Op: wire.OpStart, ID: string(id)},
+	} {
+		if _, err := h.launcher.call(ctx, q); err != nil {
+			return err
+		}
+		if q.Op == wire.OpRemove {
+			if err := os.RemoveAll(oci); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// MountIn puts a mount on a path in another mount namespace.
+func MountIn(ns, mount int, at string) error {
+	done := make(chan error)
+	onDoomedThread(func() {
+		err := unix.Unshare(unix.CLONE_FS)
+		if err == nil {
+			err = unix.Setns(ns, unix.CLONE_NEWNS)
+		}
+		if err == nil {
+			err = unix.MoveMount(mount, "", unix.AT_FDCWD, at, unix.MOVE_MOUNT_F_EMPTY_PATH)
+		}
+		done <- err
+	})
+	return <-done
+}
+
+// ListenIn listens on the loopback of a network.
+func ListenIn(path string, port int) (int, error) {
+	fd, err := socketIn(path)
+	if err == nil {
+		err = errors.Join(unix.Bind(fd, &unix.SockaddrInet4{Port: port, Addr: [4]byte{127, 0, 0, 1}}), unix.Listen(fd, 1))
+	}
+	return fd, err
 }

@@ -83,12 +83,8 @@ func (h *Host) writeFiles(s runtime.Spec, rootDir string, who user) ([]specs.Mou
 			return nil, err
 		}
 	}
-	files := append([]runtime.File{
-		{Path: "/etc/hosts", Content: hostsFile(s), Mode: 0o444, User: "0:0"},
-		{Path: "/etc/resolv.conf", Mode: 0o444, User: "0:0"},
-	}, s.Files...)
 	var mounts []specs.Mount
-	for n, f := range files {
+	for n, f := range givenFiles(s) {
 		owner := who
 		if f.User != "" {
 			if owner, err = lookupUser(rootDir, f.User); err != nil {

@@ -8,6 +8,7 @@
 //	DIR/logs/ID/                      the log of an instance: current.log, 1.log, …; kept for a while after its removal
 //	RUN/                              a tmpfs of our own, so that a restart of the machine forgets it with the processes
 //	RUN/roots/HEX/                    that root, mounted once for all instances
+//	RUN/seals/                        how these mounts and files were when they were made and hashed
 //	RUN/trees/KEY/                    a root with the mount points that some spec needs and it lacks
 //	RUN/netns/ID                      an instance's network namespace
 //	RUN/instances/ID/                 spec.json, the files and secrets of the instance, its output FIFOs, the launcher's record
@@ -42,6 +43,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/invarhq/invar/digest"
 	"github.com/invarhq/invar/fault"
 	"github.com/invarhq/invar/instance"
 	"github.com/invarhq/invar/runtime"
@@ -69,6 +71,9 @@ type Config struct {
 	// Companions tells the processes of invar's own that enter networks of instances: the gateway. They are not foreign. nil: none.
 	Companions func() []int
 
+	// Restore makes the file of a root again, after one that had changed was set aside. nil: nothing can.
+	Restore func(ctx context.Context, root digest.Digest) error
+
 	WithoutUserNamespaces bool // runs instances without them even where they work
 }
 
@@ -87,6 +92,7 @@ type Host struct {
 	closing     context.Context // ends with stop; what the loops run under
 	stop        context.CancelFunc
 	loops       sync.WaitGroup
+	restoring   sync.Mutex // held while a root is looked at before an instance gets it
 
 	mu        sync.Mutex
 	instances map[instance.ID]*inst
@@ -118,7 +124,7 @@ func Open(ctx context.Context, config Config) (_ *Host, err error) {
 	}
 	h.roots = newRoots(filepath.Join(h.config.Dir, "roots"), h.config.Dir, h.run, h.features, h.log)
 	h.trees = newTrees(h.run, h.features)
-	if err := h.loadSpecs(); err != nil {
+	if err := errors.Join(h.loadSpecs(), h.roots.adopt()); err != nil {
 		return nil, err
 	}
 	first := make(chan error, 1)
@@ -197,7 +203,7 @@ func (h *Host) prepare() error {
 	if err := unix.Mount("", h.run, "", unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("keeping the mounts of %s private: %w", h.run, err)
 	}
-	for name, mode := range map[string]os.FileMode{"roots": 0o711, "trees": 0o711, "netns": 0o700, "instances": 0o710, "state": 0o700} {
+	for name, mode := range map[string]os.FileMode{"roots": 0o711, "trees": 0o711, "netns": 0o700, "seals": 0o700, "instances": 0o710, "state": 0o700} {
 		if err := os.MkdirAll(filepath.Join(h.run, name), mode); err != nil {
 			return err
 		}

@@ -24,6 +24,9 @@ const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bi
 
 // build makes all that an instance needs before its process, and returns its OCI runtime configuration.
 func (h *Host) build(_ context.Context, s runtime.Spec) (json.RawMessage, error) {
+	if err := h.restore(s.Root); err != nil {
+		return nil, err
+	}
 	rootDir, err := h.roots.mounted(s.Root)
 	if err != nil {
 		return nil, err

@@ -23,15 +23,17 @@ type roots struct {
 	files    string // directory of HEX.erofs
 	data     string
 	mounts   string // directory of mount points
+	seals    string // directory of how they were when they were made
 	features Features
 	log      *slog.Logger
 
 	mu   sync.Mutex
 	each map[digest.Digest]*sync.Mutex // held while one root is mounted or released
+	read map[digest.Digest]reading     // what files that had been touched were found to be
 }
 
 func newRoots(files, data, run string, f Features, log *slog.Logger) *roots {
-	return &roots{files: files, data: data, mounts: filepath.Join(run, "roots"), features: f, log: log, each: map[digest.Digest]*sync.Mutex{}}
+	return &roots{files: files, data: data, mounts: filepath.Join(run, "roots"), seals: filepath.Join(run, "seals"), features: f, log: log, each: map[digest.Digest]*sync.Mutex{}, read: map[digest.Digest]reading{}}
 }
 
 func (r *roots) lock(d digest.Digest) (unlock func()) {
@@ -52,8 +54,12 @@ func (r *roots) file(d digest.Digest) string { return filepath.Join(r.files, d.H
 func (r *roots) mounted(d digest.Digest) (string, error) {
 	defer r.lock(d)()
 	at := filepath.Join(r.mounts, d.Hex())
-	if yes, err := isMountPoint(at); yes || err != nil {
+	yes, err := isMountPoint(at)
+	if err != nil {
 		return at, err
+	}
+	if yes {
+		return at, nil
 	}
 	f, err := os.Open(r.file(d))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -67,9 +73,45 @@ func (r *roots) mounted(d digest.Digest) (string, error) {
 		return "", err
 	}
 	if !r.features.EROFS.OK {
-		return at, r.bindUnpacked(f, d, at)
+		err = r.bindUnpacked(f, d, at)
+	} else {
+		err = r.mount(f, at)
 	}
-	return at, r.mount(f, at)
+	if err != nil {
+		return at, err
+	}
+	return at, r.sealRoot(f, d)
+}
+
+// adopt seals the roots that an earlier version of this program mounted, which are hashed for that.
+func (r *roots) adopt() error {
+	entries, err := os.ReadDir(r.mounts)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		d := digest.Digest("sha256:" + e.Name())
+		mounted, err := isMountPoint(filepath.Join(r.mounts, e.Name()))
+		if _, found, sealErr := readSeal(r.sealPath(e.Name())); err != nil || !mounted || found && sealErr == nil {
+			continue
+		}
+		if err := r.adoptOne(d); err != nil {
+			r.log.Warn("a root that is mounted can't be adopted", "root", d, "error", err)
+		}
+	}
+	return nil
+}
+
+func (r *roots) adoptOne(d digest.Digest) error {
+	f, err := os.Open(r.file(d))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := r.verify(f, d); err != nil {
+		return err
+	}
+	return r.sealRoot(f, d)
 }
 
 // verify makes the file immutable and hashes it.
@@ -151,6 +193,9 @@ func (r *roots) release(d digest.Digest) error {
 	if err := setImmutable(f, false); err != nil && !errors.Is(err, unix.ENOTTY) && !errors.Is(err, unix.EOPNOTSUPP) {
 		return err
 	}
+	if err := os.Remove(r.sealPath(d.Hex())); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
 	return os.RemoveAll(r.unpacked(d))
 }
 
@@ -168,8 +213,14 @@ func (r *roots) releaseAll() error {
 
 // unmountAndDelete undoes attach. What is not mounted, or absent, is no error.
 func unmountAndDelete(at string) error {
-	if err := unix.Unmount(at, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("unmounting %s: %w", at, err)
+	for range 16 { // somebody may have mounted upon it
+		err := unix.Unmount(at, unix.MNT_DETACH)
+		if errors.Is(err, unix.EINVAL) || errors.Is(err, fs.ErrNotExist) {
+			break
+		}
+		if err != nil {
+			return fmt.Errorf("unmounting %s: %w", at, err)
+		}
 	}
 	if err := os.Remove(at); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err

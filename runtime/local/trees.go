@@ -54,19 +54,19 @@ func points(s runtime.Spec) []point {
 // either. One overlay serves every instance that needs the same points; roots that have all need none.
 type trees struct {
 	dir      string
+	seals    string
 	features Features
 	mu       sync.Mutex
 	made     map[string]string // by root and points: the tree's directory
 }
 
 func newTrees(run string, f Features) *trees {
-	return &trees{dir: filepath.Join(run, "trees"), features: f, made: map[string]string{}}
+	return &trees{dir: filepath.Join(run, "trees"), seals: filepath.Join(run, "seals"), features: f, made: map[string]string{}}
 }
 
 // at returns the directory where the root, mounted at rootDir, has all points.
 func (t *trees) at(root digest.Digest, rootDir string, need []point) (string, error) {
-	sum := sha256.Sum256(fmt.Append(nil, need))
-	key := root.Hex()[:32] + "-" + hex.EncodeToString(sum[:8])
+	key := keyOf(root, need)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if dir, ok := t.made[key]; ok {
@@ -90,14 +90,70 @@ func (t *trees) make(key, rootDir string, need []point) (string, error) {
 	}
 	base := filepath.Join(t.dir, key)
 	at := filepath.Join(base, "root")
-	if yes, err := isMountPoint(at); yes || err != nil {
+	yes, err := isMountPoint(at)
+	if err != nil {
 		return at, err
+	}
+	if yes && t.touched(key, at) == "" {
+		return at, nil
+	}
+	if yes {
+		if err := unmountAndDelete(at); err != nil {
+			return at, err
+		}
 	}
 	skeleton := filepath.Join(base, "skeleton")
 	if err := t.skeleton(skeleton, rootDir, missing); err != nil {
 		return "", fmt.Errorf("making mount points: %w", err)
 	}
-	return at, overlay(at, skeleton, rootDir)
+	if err := overlay(at, skeleton, rootDir); err != nil {
+		return at, err
+	}
+	return at, t.seal(key, at)
+}
+
+func (t *trees) seal(key, at string) error {
+	s, err := mountSeal(at)
+	if err != nil {
+		return err
+	}
+	return writeSeal(filepath.Join(t.seals, "tree-"+key), s)
+}
+
+// clean reports whether all trees of a root are mounted as they were made.
+func (t *trees) clean(root digest.Digest) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for key, dir := range t.made {
+		if strings.HasPrefix(key, root.Hex()[:32]+"-") && t.touched(key, dir) != "" {
+			return false
+		}
+	}
+	return true
+}
+
+// touched says how a tree's mount is not the one that was made; "" for one that is, or that an earlier version of this program made.
+func (t *trees) touched(key, at string) string {
+	s, found, err := readSeal(filepath.Join(t.seals, "tree-"+key))
+	if err != nil {
+		return err.Error()
+	}
+	if !found {
+		return ""
+	}
+	switch now, err := mountSeal(at); {
+	case err != nil:
+		return err.Error()
+	case now != s:
+		return fmt.Sprintf("another mount (%d)", now.Mount)
+	}
+	return ""
+}
+
+// keyOf names the tree of a root and points.
+func keyOf(root digest.Digest, need []point) string {
+	sum := sha256.Sum256(fmt.Append(nil, need))
+	return root.Hex()[:32] + "-" + hex.EncodeToString(sum[:8])
 }
 
 // overlay mounts upper over lower at a directory, read-only.
@@ -248,6 +304,9 @@ func (t *trees) release(root digest.Digest) error {
 			continue
 		}
 		base := filepath.Join(t.dir, e.Name())
+		if err := os.Remove(filepath.Join(t.seals, "tree-"+e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
 		if err := errors.Join(unmountAndDelete(filepath.Join(base, "root")), os.RemoveAll(base)); err != nil {
 			return err
 		}

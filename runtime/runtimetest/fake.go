@@ -23,10 +23,12 @@ import (
 	"io"
 	"reflect"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/invarhq/invar/digest"
+	"github.com/invarhq/invar/drift"
 	"github.com/invarhq/invar/fault"
 	"github.com/invarhq/invar/instance"
 	"github.com/invarhq/invar/runtime"
@@ -78,6 +80,7 @@ type Fake struct {
 
 // running is one instance. It is guarded by the Fake's mu.
 type running struct {
+	tampered []drift.Fact
 	spec     runtime.Spec
 	behave   Behaviour
 	seen     instance.Observation
@@ -390,6 +393,33 @@ func (f *Fake) Measure(_ context.Context, id instance.ID) (runtime.Measurement, 
 		return runtime.Measurement{}, fault.Errorf(fault.NotFound, "measuring instance %s: it is not on this host", id)
 	}
 	return runtime.Measurement{Root: r.spec.Root}, nil
+}
+
+// Inspect implements runtime.Host: an instance is what it was created as, but for what Tamper did.
+func (f *Fake) Inspect(_ context.Context, q runtime.Question) (runtime.Inspection, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	id := q.Spec.Identity.ID
+	if f.down {
+		return runtime.Inspection{}, errDown("inspecting")
+	}
+	_, r := f.find(id)
+	switch {
+	case r == nil:
+		return runtime.Inspection{}, fault.Errorf(fault.NotFound, "inspecting instance %s: it is not on this host", id)
+	case r.seen.State != instance.Running:
+		return runtime.Inspection{}, fault.Errorf(fault.Conflict, "inspecting instance %s: it does not run", id)
+	}
+	return runtime.Inspection{Want: fakeFacts(q.Spec), Got: drift.Of(append(fakeFacts(r.spec).List(), r.tampered...)...)}, nil
+}
+
+func fakeFacts(s runtime.Spec) drift.Facts {
+	list := []drift.Fact{{Kind: drift.Root, Field: "content", Value: string(s.Root)}, {Kind: drift.Process, Field: "arguments", Value: fmt.Sprintf("%q", s.Args)}}
+	for _, kv := range s.Env {
+		key, value, _ := strings.Cut(kv, "=")
+		list = append(list, drift.Fact{Kind: drift.Variable, Field: key, Value: fmt.Sprintf("%q", value)})
+	}
+	return drift.Of(list...)
 }
 
 // Logs implements runtime.Host: what the Fake did with the instance, and what Say added.

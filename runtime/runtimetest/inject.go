@@ -3,6 +3,7 @@ package runtimetest
 import (
 	"slices"
 
+	"github.com/invarhq/invar/drift"
 	"github.com/invarhq/invar/fault"
 	"github.com/invarhq/invar/instance"
 	"github.com/invarhq/invar/runtime"
@@ -57,6 +58,11 @@ func (f *Fake) Vanish(id instance.ID) error {
 // SetHealth makes the checks of a running instance tell h from now on, until a timer of its Behaviour says otherwise.
 func (f *Fake) SetHealth(id instance.ID, h instance.Health) error {
 	return f.with(id, func(r *running) { f.setHealth(r, h) })
+}
+
+// Tamper makes an instance differ from what it was created as.
+func (f *Fake) Tamper(id instance.ID, fact drift.Fact) error {
+	return f.with(id, func(r *running) { r.tampered = append(r.tampered, fact) })
 }
 
 // Say adds a line to an instance's log.

@@ -1,0 +1,39 @@
+package instance
+
+import (
+	"fmt"
+	"slices"
+)
+
+// Finding is a measured difference between an instance and its release.
+type Finding struct {
+	Kind     string   `json:"kind"`            // what was looked at: "mount", "port" …; package drift lists them
+	Field    string   `json:"field,omitempty"` // which of it
+	Expected string   `json:"expected,omitempty"`
+	Found    string   `json:"found,omitempty"`
+	Controls []string `json:"controls,omitempty"` // of NIST SP 800-53, that ask to look
+}
+
+// Key tells a finding from others of the same instance, whatever the values are.
+func (f Finding) Key() string { return f.Kind + " " + f.Field }
+
+// String says what differs, for people.
+func (f Finding) String() string {
+	what := f.Kind
+	if f.Field != "" {
+		what += " " + f.Field
+	}
+	switch {
+	case f.Expected == "":
+		return fmt.Sprintf("%s: %s, which was not released", what, f.Found)
+	case f.Found == "":
+		return fmt.Sprintf("%s: nothing instead of %s", what, f.Expected)
+	}
+	return fmt.Sprintf("%s: %s instead of %s", what, f.Found, f.Expected)
+}
+
+func sameFindings(a, b []Finding) bool {
+	return slices.EqualFunc(a, b, func(x, y Finding) bool {
+		return x.Kind == y.Kind && x.Field == y.Field && x.Expected == y.Expected && x.Found == y.Found
+	})
+}

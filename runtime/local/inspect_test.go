@@ -1,0 +1,315 @@
+package local_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/invarhq/invar/digest"
+	"github.com/invarhq/invar/drift"
+	"github.com/invarhq/invar/instance"
+	"github.com/invarhq/invar/runtime"
+	"github.com/invarhq/invar/runtime/local"
+)
+
+// findings are what an inspection finds, in words.
+func (m *machine) findings(s runtime.Spec) []string {
+	m.t.Helper()
+	x, err := m.host.Inspect(m.t.Context(), runtime.Question{Spec: s.WithoutSecrets()})
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	var out []string
+	for _, f := range drift.Compare(x.Want, x.Got) {
+		out = append(out, f.String())
+	}
+	if len(out) == 0 && x.Want.Len() < 30 {
+		m.t.Errorf("only %d facts follow from the spec", x.Want.Len())
+	}
+	return out
+}
+
+// everything has all that a spec can have.
+func (m *machine) everything(id string) runtime.Spec {
+	s := m.serving(id)
+	s.WorkDir = "/data"
+	s.Hosts = []runtime.HostEntry{{Address: "127.77.0.1", Names: []string{"db"}}}
+	s.Files = []runtime.File{
+		{Path: "/etc/app/config", Content: []byte("a"), Mode: 0o400, User: "web"},
+		{Path: "/run/secrets/key", Content: []byte("secret"), Mode: 0o400, Secret: digest.Of([]byte("version"))},
+	}
+	s.Scratches = append(s.Scratches, runtime.Scratch{Path: "/tmp", SizeBytes: 1 << 20})
+	s.Volumes = []runtime.Volume{{Env: "test", Component: "web", Name: "data", Path: "/data/run"}}
+	s.CPUMillis, s.MemoryBytes, s.PIDs = 500, 100_000_000, 64
+	return s
+}
+
+func TestUntouchedInstanceHasNoFinding(t *testing.T) {
+	for name, change := range map[string]func(*local.Config){
+		"": func(*local.Config) {}, "without user namespaces": func(c *local.Config) { c.WithoutUserNamespaces = true },
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := newMachine(t, change)
+			small := m.spec("small-1", "sleep")
+			big := m.everything("big-1")
+			for _, s := range []runtime.Spec{small, big} {
+				m.start(s)
+			}
+			m.until("big-1", "passing", func(o instance.Observation) bool { return o.Health == instance.Passing })
+			for range 3 {
+				for _, s := range []runtime.Spec{small, big} {
+					if found := m.findings(s); len(found) > 0 {
+						t.Errorf("%s:\n%s", s.Identity.ID, strings.Join(found, "\n"))
+					}
+				}
+				if err := m.host.Close(); err != nil {
+					t.Fatal(err)
+				}
+				m.open()
+			}
+			x, err := m.host.Inspect(t.Context(), runtime.Question{Spec: small, Content: true})
+			if found := drift.Compare(x.Want, x.Got); err != nil || len(found) > 0 {
+				t.Errorf("with the content: %v %v", found, err)
+			}
+		})
+	}
+}
+
+// tamper is something that somebody who is root on the machine does to an instance.
+type tamper struct {
+	do   func(m *machine, s runtime.Spec)
+	want string // part of a finding
+}
+
+func (m *machine) must(err error) {
+	m.t.Helper()
+	if err != nil {
+		m.t.Fatal(err)
+	}
+}
+
+func (m *machine) pid(s runtime.Spec) string {
+	return strconv.Itoa(m.see(string(s.Identity.ID)).PID)
+}
+
+// flip changes one byte of the root's file on the disk: of a file that no program is made of, so that what runs goes on.
+func (m *machine) flip(s runtime.Spec) {
+	m.t.Helper()
+	file := m.host.RootFile(s.Identity.ID)
+	content, err := os.ReadFile(file)
+	m.must(err)
+	at := int64(bytes.LastIndex(content, []byte("extra:x:2000:web")))
+	m.mutable(file)
+	f, err := os.OpenFile(file, os.O_RDWR, 0)
+	m.must(err)
+	defer f.Close()
+	_, err = f.WriteAt([]byte("E"), at)
+	m.must(err)
+}
+
+// mutable takes the immutable attribute off, as chattr -i does.
+func (m *machine) mutable(file string) {
+	m.t.Helper()
+	f, err := os.Open(file)
+	m.must(err)
+	defer f.Close()
+	flags, err := unix.IoctlGetUint32(int(f.Fd()), unix.FS_IOC_GETFLAGS)
+	if err != nil {
+		return // this file system has no such attribute
+	}
+	m.must(unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, int(flags&^0x10)))
+}
+
+// setLimit writes a limit of the instance's cgroup.
+func (m *machine) setLimit(s runtime.Spec, file, value string) {
+	m.t.Helper()
+	paths, _ := filepath.Glob("/sys/fs/cgroup/*/invar-" + filepath.Base(m.host.Run()) + "/" + string(s.Identity.ID) + "/" + file)
+	if len(paths) == 0 {
+		m.t.Skip("this machine has no limits of that kind")
+	}
+	m.must(os.WriteFile(paths[0], []byte(value), 0))
+}
+
+// again has the launcher start the instance anew while no server looks, changed.
+func (m *machine) again(s runtime.Spec, change func(*specs.Spec)) {
+	m.t.Helper()
+	m.must(m.host.StartedByHand(m.t.Context(), s.Identity.ID, change))
+	m.must(m.host.Close())
+	m.open()
+}
+
+func TestEachTamperingIsFoundWithinFiveSeconds(t *testing.T) {
+	for name, c := range map[string]tamper{
+		"a byte of the root's file flipped":        {(*machine).flip, "root content: sha256:"},
+		"the immutable attribute taken off":        {func(m *machine, s runtime.Spec) { m.mutable(m.host.RootFile(s.Identity.ID)) }, "root file: inode"},
+		"a file bind-mounted over one in the root": {(*machine).overmount, "mount /etc/passwd: file"},
+		"a limit changed":                          {func(m *machine, s runtime.Spec) { m.setLimit(s, "pids.max", "1000") }, "limit processes: 1000 instead of 64"},
+		"a limit taken away":                       {func(m *machine, s runtime.Spec) { m.setLimit(s, "pids.max", "max") }, "limit processes: none instead of 64"},
+		"the hosts file edited":                    {func(m *machine, s runtime.Spec) { m.edit(s, "0") }, "file /etc/hosts: sha256:"},
+		"a given file edited":                      {func(m *machine, s runtime.Spec) { m.edit(s, "2") }, "file /etc/app/config: sha256:"},
+		"an undeclared listener":                   {func(m *machine, s runtime.Spec) { m.listen(s, 9999) }, "port tcp 127.0.0.1:9999: listening"},
+		"another root in place of the right one": {func(m *machine, s runtime.Spec) {
+			at := m.host.RootMount(s.Identity.ID)
+			m.must(unix.Mount("other", at, "tmpfs", 0, ""))
+		}, "root mount: another mount"},
+		"other arguments": {func(m *machine, s runtime.Spec) {
+			m.again(s, func(o *specs.Spec) { o.Process.Args = []string{"/bin/server", "serve", "81"} })
+		}, `process arguments: "/bin/server" "serve" "81" instead of "/bin/server" "serve" "80"`},
+		"other variables": {func(m *machine, s runtime.Spec) {
+			m.again(s, func(o *specs.Spec) { o.Process.Env = append(o.Process.Env, "LD_PRELOAD=/data/evil.so") })
+		}, `variable LD_PRELOAD: "/data/evil.so", which was not released`},
+		"another user": {func(m *machine, s runtime.Spec) {
+			m.again(s, func(o *specs.Spec) { o.Process.User.UID = 0 })
+		}, "user uids: 1073741824"},
+		"a capability added": {func(m *machine, s runtime.Spec) {
+			m.again(s, func(o *specs.Spec) {
+				caps := []string{"CAP_NET_ADMIN"}
+				o.Process.Capabilities = &specs.LinuxCapabilities{Bounding: caps, Effective: caps, Permitted: caps, Inheritable: caps, Ambient: caps}
+			})
+		}, "capability CapEff: 0000000000001000 instead of 0000000000000000"},
+		"no seccomp filter": {func(m *machine, s runtime.Spec) {
+			m.again(s, func(o *specs.Spec) { o.Linux.Seccomp = nil })
+		}, "confinement seccomp mode: 0 instead of 2"},
+		"new privileges allowed": {func(m *machine, s runtime.Spec) {
+			m.again(s, func(o *specs.Spec) { o.Process.NoNewPrivileges = false })
+		}, "confinement no_new_privs: 0 instead of 1"},
+		"the machine's processes": {func(m *machine, s runtime.Spec) {
+			m.again(s, func(o *specs.Spec) {
+				for n := range o.Linux.Namespaces {
+					if o.Linux.Namespaces[n].Type == specs.IPCNamespace {
+						o.Linux.Namespaces = append(o.Linux.Namespaces[:n], o.Linux.Namespaces[n+1:]...)
+						return
+					}
+				}
+			})
+		}, "namespace ipc: the machine's instead of of its own"},
+		"a scratch that can be executed": {func(m *machine, s runtime.Spec) {
+			m.again(s, func(o *specs.Spec) {
+				for n := range o.Mounts {
+					if o.Mounts[n].Destination == "/scratch" {
+						o.Mounts[n].Options = []string{"nosuid", "nodev"}
+					}
+				}
+			})
+		}, "mount /scratch: tmpfs nosuid,nodev instead of tmpfs nosuid,nodev,noexec"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := newMachine(t)
+			s := m.everything("web-1")
+			m.start(s)
+			if found := m.findings(s); len(found) > 0 {
+				t.Fatalf("before:\n%s", strings.Join(found, "\n"))
+			}
+			c.do(m, s)
+			began := time.Now()
+			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+			defer cancel()
+			var found []string
+			for ctx.Err() == nil {
+				found = m.findings(s)
+				for _, f := range found {
+					if strings.Contains(f, c.want) {
+						t.Logf("found after %v: %s", time.Since(began).Round(time.Millisecond), f)
+						return
+					}
+				}
+				time.Sleep(50 * time.Millisecond)
+			}
+			t.Errorf("want %q within 5s, found:\n%s", c.want, strings.Join(found, "\n"))
+		})
+	}
+}
+
+// edit appends to a file that the instance was given.
+func (m *machine) edit(s runtime.Spec, n string) {
+	m.t.Helper()
+	f, err := os.OpenFile(filepath.Join(m.host.Run(), "instances", string(s.Identity.ID), "files", n), os.O_WRONLY|os.O_APPEND, 0)
+	m.must(err)
+	_, err = f.WriteString("127.0.0.1\tevil\n")
+	m.must(err)
+	m.must(f.Close())
+}
+
+// overmount mounts a file over one of the root, in the instance.
+func (m *machine) overmount(s runtime.Spec) {
+	m.t.Helper()
+	evil := filepath.Join(m.host.Run(), "instances", string(s.Identity.ID), "files", "2")
+	tree, err := unix.OpenTree(unix.AT_FDCWD, evil, unix.OPEN_TREE_CLONE)
+	m.must(err)
+	defer unix.Close(tree)
+	ns, err := unix.Open("/proc/"+m.pid(s)+"/ns/mnt", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	m.must(err)
+	defer unix.Close(ns)
+	m.must(local.MountIn(ns, tree, "/etc/passwd"))
+}
+
+// listen opens a listener in the instance's network.
+func (m *machine) listen(s runtime.Spec, port int) {
+	m.t.Helper()
+	fd, err := local.ListenIn(m.network(string(s.Identity.ID)), port)
+	m.must(err)
+	m.t.Cleanup(func() { unix.Close(fd) })
+}
+
+func TestRootThatWasTouchedIsNotGivenToNewInstances(t *testing.T) {
+	var m *machine
+	var sound []byte
+	restored := 0
+	m = newMachine(t, func(c *local.Config) {
+		c.Restore = func(_ context.Context, d digest.Digest) error {
+			restored++
+			return os.WriteFile(filepath.Join(c.Dir, "roots", d.Hex()+".erofs"), sound, 0o600)
+		}
+	})
+	first, second, third := m.serving("web-1"), m.serving("web-2"), m.serving("web-3")
+	m.start(first)
+	var err error
+	sound, err = os.ReadFile(m.host.RootFile("web-1"))
+	m.must(err)
+	m.flip(first)
+	m.start(second)
+	if found := m.findings(second); len(found) > 0 || restored != 1 {
+		t.Errorf("restored %d times, found:\n%s", restored, strings.Join(found, "\n"))
+	}
+	kept, _ := filepath.Glob(m.host.RootFile("web-1") + ".tampered-*")
+	if len(kept) != 1 {
+		t.Errorf("the file that had changed is kept as %v", kept)
+	}
+	m.must(unix.Mount("other", m.host.RootMount("web-1"), "tmpfs", 0, ""))
+	m.start(third)
+	if found := m.findings(third); len(found) > 0 {
+		t.Errorf("with another mount in its place, found:\n%s", strings.Join(found, "\n"))
+	}
+	if found := m.findings(first); len(found) == 0 {
+		t.Error("the first one still runs on the root that had changed, and nothing was found")
+	}
+}
+
+func BenchmarkInspect(b *testing.B) {
+	m := newMachine(b)
+	const instances = 100
+	var all []runtime.Spec
+	for n := range instances {
+		s := m.everything(fmt.Sprintf("web-%d", n))
+		s.Volumes = nil
+		m.start(s)
+		all = append(all, s.WithoutSecrets())
+	}
+	b.ReportMetric(instances, "instances")
+	for b.Loop() {
+		for _, s := range all {
+			if _, err := m.host.Inspect(b.Context(), runtime.Question{Spec: s}); err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
+}
