@@ -77,6 +77,9 @@ func DecodeStatement(b []byte) (Statement, error) {
 	if err != nil || s.V != 1 {
 		return Statement{}, fault.Errorf(fault.Invalid, "reading a statement: version %d: %v", s.V, err)
 	}
+	if at := s.SignedAt; at.Location() != time.UTC || !at.Equal(at.Truncate(time.Millisecond)) {
+		return Statement{}, fault.Errorf(fault.Invalid, "reading a statement: signed at %s: want UTC and whole milliseconds", at.Format(time.RFC3339Nano))
+	}
 	again, err := s.Encode()
 	if err != nil || !bytes.Equal(again, b) {
 		return Statement{}, fault.Errorf(fault.Invalid, "reading a statement: it is not in canonical form")
