@@ -69,15 +69,17 @@ patterns, as fork-*.`,
 
 // fork gives the new environment its secrets, makes it, and follows its rollout.
 func (a *app) fork(ctx context.Context, cl *client.Client, env string, req api.ForkRequest, f forkFlags) error {
-	ttl, err := spec.ParseDuration(f.ttl)
-	if err != nil || ttl <= 0 {
-		return fault.Errorf(fault.Invalid, "--ttl %q is no duration", f.ttl)
+	ttl, err := f.life()
+	if err != nil {
+		return err
 	}
-	if f.volumes != api.VolumesEmpty && f.volumes != api.VolumesSnapshot {
-		return fault.Errorf(fault.Invalid, "--volumes %q: want %s or %s", f.volumes, api.VolumesEmpty, api.VolumesSnapshot)
+	values, err := a.readSecrets(f.secrets)
+	if err != nil {
+		return err
 	}
+	defer clearSecrets(values)
 	req.TTLMS, req.Volumes, req.Reason = ttl.Milliseconds(), f.volumes, f.reason
-	if err := a.ownSecrets(ctx, cl, env, f.secrets); err != nil {
+	if err := a.setSecrets(ctx, cl, env, values); err != nil {
 		return err
 	}
 	acc, err := cl.Fork(ctx, env, req)
@@ -100,22 +102,44 @@ func (a *app) fork(ctx context.Context, cl *client.Client, env string, req api.F
 	return nil
 }
 
-// ownSecrets makes versions of an environment's secrets from NAME=@FILE and NAME=-.
-func (a *app) ownSecrets(ctx context.Context, cl *client.Client, env string, given []string) error {
+// givenSecret is a value to try with in place of a secret.
+type givenSecret struct {
+	name  string
+	value []byte
+}
+
+// readSecrets reads the values that NAME=@FILE and NAME=- name. The caller clears them.
+func (a *app) readSecrets(given []string) (out []givenSecret, err error) {
+	defer func() {
+		if err != nil {
+			clearSecrets(out)
+		}
+	}()
 	for _, text := range given {
 		name, from, _ := strings.Cut(text, "=")
 		file, isFile := strings.CutPrefix(from, "@")
 		if name == "" || !isFile && from != "-" || isFile && file == "" {
-			return fault.WithHint(fault.Errorf(fault.Invalid, "--secret %q names no value: other users can see arguments, so it comes from a file", name), "--secret NAME=@FILE")
+			return out, fault.WithHint(fault.Errorf(fault.Invalid, "--secret %s names no file: other users can see arguments, so a value is never one", name), "--secret NAME=@FILE")
 		}
-		ref := secret.Ref{Env: spec.EnvName(env), Name: name}
-		value, err := a.readValue(ref, file)
+		value, err := a.readValue(secret.Ref{Env: "fork", Name: name}, file)
 		if err != nil {
-			return err
+			return out, err
 		}
-		_, err = cl.SetSecret(ctx, env, name, api.SecretRequest{Value: value, Reason: "to try with, in a fork"})
-		clear(value)
-		if err != nil {
+		out = append(out, givenSecret{name, value})
+	}
+	return out, nil
+}
+
+func clearSecrets(values []givenSecret) {
+	for _, v := range values {
+		clear(v.value)
+	}
+}
+
+// setSecrets makes versions of an environment's secrets.
+func (a *app) setSecrets(ctx context.Context, cl *client.Client, env string, values []givenSecret) error {
+	for _, v := range values {
+		if _, err := cl.SetSecret(ctx, env, v.name, api.SecretRequest{Value: v.value, Reason: "to try with, in a fork"}); err != nil {
 			return err
 		}
 	}

@@ -10,7 +10,8 @@ import (
 // its digest, its components and theirs, stay what they are.
 //
 // A route of HTTP gets the host ROUTE.ENV.DOMAIN, and where it has TLS a certificate of the server's own authority. A route of TCP
-// is left out: its address is the other environment's. A secret has the version that the overlay gives it, and no other.
+// is left out: its address is the other environment's. A secret has the version that the overlay gives it, and no other. Nobody uses a
+// fork yet, so its rollouts shift traffic at once, and wait for health but not for its lasting.
 type Overlay struct {
 	Env     spec.EnvName `json:"env"`
 	Domain  string       `json:"domain"`
@@ -32,6 +33,7 @@ func (o Overlay) Over(r Record) Record {
 		routes = append(routes, route)
 	}
 	r.Routes = routes
+	r.Rollout.Canary, r.Rollout.MinHealthyMillis = nil, 0
 	return r
 }
 
