@@ -35,3 +35,21 @@ func (s *Service) RecordExport(ctx context.Context, by Actor, d state.EvidenceEx
 	note, err := evidence.Receipt{Log: s.config.Origin, Entry: at, Manifest: d.Manifest}.Sign(s.config.Signer)
 	return at, note, err
 }
+
+// WitnessAlarm records that a witness knows the ledger otherwise than it is, with what it answered.
+func (s *Service) WitnessAlarm(ctx context.Context, d state.WitnessAlarm, evidence []byte) error {
+	var body *state.Body
+	if len(evidence) > 0 {
+		d.Evidence = digest.Of(evidence)
+		if err := s.put(ctx, d.Evidence, evidence); err != nil {
+			return fmt.Errorf("storing what a witness answered: %w", err)
+		}
+		body = &state.Body{Digest: d.Evidence, Size: int64(len(evidence)), Type: "application/octet-stream"}
+	}
+	_, err := s.append(ctx, func(state.State) ([]state.Entry, error) {
+		e := s.entry(operator, "", d)
+		e.Body = body
+		return []state.Entry{e}, nil
+	})
+	return err
+}

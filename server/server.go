@@ -62,8 +62,8 @@ type Config struct {
 	// SecretsKeyCommand prints the key of secrets, when the server starts. "": a file of the data directory holds it.
 	SecretsKeyCommand string
 
-	// Witnesses says who watches the ledger from elsewhere, and what makes a quorum of them. It is asked again and again, and
-	// may change. nil: nobody.
+	// Witnesses says who watches the ledger from elsewhere beside the witnesses of the platform's definition, and what makes a quorum
+	// where the definition does not say. It is asked again and again, and may change. nil: nobody.
 	Witnesses func() witness.Policy
 }
 
@@ -90,11 +90,12 @@ type Server struct {
 	oidc    *oidc.Verifier
 
 	recordings recordings
+	alarms     alarms
 }
 
 // Run serves until ctx ends. Instances and gateway run on.
 func Run(ctx context.Context, config Config) (err error) {
-	s := &Server{config: config, log: config.Log, started: time.Now(), oidc: oidc.NewVerifier(nil)}
+	s := &Server{config: config, log: config.Log, started: time.Now(), oidc: oidc.NewVerifier(nil), alarms: alarms{signal: make(chan struct{}, 1)}}
 	defer func() { err = errors.Join(err, s.close()) }()
 	for _, step := range []func(context.Context) error{s.openLedger, s.foundPlatform, s.openWitnesses, s.openHost, s.openGateway, s.openAPI} {
 		if err := step(ctx); err != nil {
@@ -218,6 +219,7 @@ func (s *Server) serve(ctx context.Context) error {
 	group.Go(func() error { return s.destroyVolumes(ctx) })
 	group.Go(func() error { return s.eraseContent(ctx) })
 	group.Go(func() error { return s.collect.Run(ctx) })
+	group.Go(func() error { return s.recordAlarms(ctx) })
 	group.Go(func() error { return s.control.Govern(ctx) })
 	web := s.api.Server()
 	for _, l := range listeners {

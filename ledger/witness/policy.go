@@ -223,6 +223,22 @@ func (p *Policy) has(name string) bool {
 		slices.ContainsFunc(p.groups, func(g group) bool { return g.name == name })
 }
 
+// With returns the policy with further witnesses. Those whose key it knows already are left out; what makes a quorum stays as it is.
+func (p Policy) With(more ...Witness) Policy {
+	out := p
+	out.witnesses = slices.Clone(p.witnesses)
+	for _, w := range more {
+		if slices.ContainsFunc(out.witnesses, func(other Witness) bool { return other.material == w.material }) {
+			continue
+		}
+		for w.Name == none || out.has(w.Name) {
+			w.Name += "-"
+		}
+		out.witnesses = append(out.witnesses, w)
+	}
+	return out
+}
+
 // Witnesses returns those that the policy knows, in its order.
 func (p Policy) Witnesses() []Witness { return slices.Clone(p.witnesses) }
 

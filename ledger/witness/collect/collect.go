@@ -64,6 +64,9 @@ type Config struct {
 	File     string                // keeps the newest checkpoint with a quorum
 	Client   *http.Client          // nil: one of its own
 	Logger   *slog.Logger
+
+	// Alarmed is told of every alarm, once. It is called with the Collector locked: it only takes note. nil: nobody is.
+	Alarmed func(witness string, a Alarm)
 }
 
 // Collector collects. Its methods may be called by any number of goroutines, but Run and Finish one after another.
@@ -126,6 +129,9 @@ type Alarm struct {
 	Kind  AlarmKind
 	Since time.Time
 	Cause string
+
+	Size     int64  // of the log when it was found
+	Evidence []byte // what was answered, or kept
 }
 
 // Open reads what was collected before, and checks it against the log.
@@ -152,13 +158,13 @@ func (c *Collector) recall(ctx context.Context, b []byte) error {
 	policy := c.config.Policy()
 	r, err := witness.Check(b, c.config.Verifier, policy)
 	if err != nil {
-		c.alarm(nil, "", Damaged, fmt.Sprintf("%s: %v", c.config.File, err))
+		c.alarm(nil, "", Damaged, fmt.Sprintf("%s: %v", c.config.File, err), b)
 		return nil
 	}
 	own, _, _ := bytes.Cut(b, []byte("\n\n"))
 	q := &cosigned{size: r.Checkpoint.Size, checkpoint: ownPart(b, own, c.config.Verifier), by: make(map[string]witness.Cosignature)}
 	if q.size > c.config.Log.Size() {
-		c.alarm(nil, "", CutBack, fmt.Sprintf("witnesses cosigned %d entries, and the ledger has %d: it was cut back, or restored from an older copy", q.size, c.config.Log.Size()))
+		c.alarm(nil, "", CutBack, fmt.Sprintf("witnesses cosigned %d entries, and the ledger has %d: it was cut back, or restored from an older copy", q.size, c.config.Log.Size()), b)
 		return nil
 	}
 	root, err := c.config.Log.Root(ctx, q.size)
@@ -166,7 +172,7 @@ func (c *Collector) recall(ctx context.Context, b []byte) error {
 		return fmt.Errorf("comparing the ledger with the cosigned checkpoint: %w", err)
 	}
 	if root != r.Checkpoint.Root {
-		c.alarm(nil, "", Replaced, fmt.Sprintf("witnesses cosigned another tree of %d entries than the ledger has", q.size))
+		c.alarm(nil, "", Replaced, fmt.Sprintf("witnesses cosigned another tree of %d entries than the ledger has", q.size), b)
 		return nil
 	}
 	for _, by := range r.By {
@@ -292,7 +298,7 @@ func (c *Collector) exchange(ctx context.Context, w witness.Witness) (answer, er
 			}
 		case status == int(witness.BadProof):
 			return answer{}, c.raise(w, Refused, fmt.Sprintf("%s does not accept that the tree of %d entries begins with the one of %d that it cosigned: %s",
-				w.Name, checkpoint.Size, old, firstLine(body)))
+				w.Name, checkpoint.Size, old, firstLine(body)), body)
 		default:
 			return answer{}, fault.Errorf(fault.Unavailable, "%s answered with status %d: %s", w.Name, status, firstLine(body))
 		}
@@ -313,11 +319,11 @@ func (c *Collector) conflict(w witness.Witness, old, size int64, body []byte) (i
 	c.mu.Unlock()
 	switch has := c.config.Log.Size(); {
 	case remembers > has:
-		return 0, c.raise(w, Ahead, fmt.Sprintf("%s cosigned %d entries, and the ledger has %d: it was cut back, restored from an older copy, or forked", w.Name, remembers, has))
+		return 0, c.raise(w, Ahead, fmt.Sprintf("%s cosigned %d entries, and the ledger has %d: it was cut back, restored from an older copy, or forked", w.Name, remembers, has), body)
 	case remembers == size && old == size:
-		return 0, c.raise(w, Forked, fmt.Sprintf("%s cosigned another tree of %d entries than the ledger has", w.Name, size))
+		return 0, c.raise(w, Forked, fmt.Sprintf("%s cosigned another tree of %d entries than the ledger has", w.Name, size), body)
 	case remembers < cosigned:
-		_ = c.raise(w, SetBack, fmt.Sprintf("%s cosigned %d entries and remembers %d: it can't be relied on", w.Name, cosigned, remembers)) // it may sign all the same
+		_ = c.raise(w, SetBack, fmt.Sprintf("%s cosigned %d entries and remembers %d: it can't be relied on", w.Name, cosigned, remembers), body) // it may sign all the same
 	}
 	return remembers, nil
 }
@@ -353,15 +359,15 @@ func firstLine(body []byte) string {
 }
 
 // raise raises an alarm about a witness, and returns it as an error. It takes the lock.
-func (c *Collector) raise(w witness.Witness, kind AlarmKind, cause string) error {
+func (c *Collector) raise(w witness.Witness, kind AlarmKind, cause string, evidence []byte) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.alarm(c.peer(w), w.Name, kind, cause)
+	c.alarm(c.peer(w), w.Name, kind, cause, evidence)
 	return fault.Errorf(fault.Conflict, "%s", cause)
 }
 
 // alarm raises an alarm, once for each witness and kind. The caller has the lock, or nobody else knows the collector.
-func (c *Collector) alarm(p *peer, name string, kind AlarmKind, cause string) {
+func (c *Collector) alarm(p *peer, name string, kind AlarmKind, cause string, evidence []byte) {
 	list := &c.own
 	if p != nil {
 		list = &p.alarms
@@ -369,7 +375,11 @@ func (c *Collector) alarm(p *peer, name string, kind AlarmKind, cause string) {
 	if slices.ContainsFunc(*list, func(a Alarm) bool { return a.Kind == kind }) {
 		return
 	}
-	*list = append(*list, Alarm{kind, time.Now().UTC(), cause})
+	a := Alarm{kind, time.Now().UTC(), cause, c.config.Log.Size(), evidence}
+	*list = append(*list, a)
+	if c.config.Alarmed != nil {
+		c.config.Alarmed(name, a)
+	}
 	c.raised++
 	c.config.Logger.Error("ALARM: the ledger and its witnesses do not agree", "witness", name, "kind", kind, "cause", cause)
 }
