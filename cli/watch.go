@@ -328,6 +328,9 @@ func ofFork(d stepData) string {
 
 // describe says what an entry of a rollout means, in one line.
 func describe(e api.Entry) string {
+	if e.Kind == "environment.verify" {
+		return "measured " + e.Outcome
+	}
 	if e.Kind == "evidence.export" {
 		var x struct{ From, To int64 }
 		_ = json.Unmarshal(e.Data, &x) // zeros are shown of what can't be read

@@ -72,7 +72,7 @@ type Blobs func(d digest.Digest) ([]byte, bool)
 func run(ctx context.Context, entries []state.Entry, blobs Blobs, scope Scope, now time.Time) (*Audit, error) {
 	a := &auditor{
 		Audit: Audit{Scope: scope, Kinds: map[state.Kind]int{}, entries: entries}, ctx: ctx, blobs: blobs, now: now,
-		records: map[digest.Digest]release.Record{}, decided: map[spec.EnvName][]int{}, counts: map[string]int{}, once: map[string]bool{},
+		records: map[digest.Digest]release.Record{}, decided: map[spec.EnvName][]int{}, counts: map[string]int{}, once: map[string]bool{}, seen: map[spec.EnvName]time.Time{},
 		erased: erasures(entries), compiled: map[digest.Digest]compiled{}, keys: map[keyOf]*sshkey.AllowedSigner{},
 	}
 	a.state = state.New(a.record)
@@ -111,7 +111,8 @@ type auditor struct {
 	decided map[spec.EnvName][]int // decisions since the environment's head moved last, as indexes of Decisions
 	erased  map[digest.Digest]bool
 	counts  map[string]int
-	once    map[string]bool // findings that are made once
+	once    map[string]bool            // findings that are made once
+	seen    map[spec.EnvName]time.Time // when what an environment runs was measured last, or began to run
 
 	index int64 // of the entry at hand
 	entry state.Entry
@@ -418,6 +419,8 @@ func (a *auditor) judge() {
 		a.erasure(d)
 	case state.WitnessAlarm:
 		a.find(Gap, "witness", "a witness knew the ledger otherwise: %s", d.Cause)
+	case state.Verify:
+		a.measured(d)
 	case state.EvidenceExport:
 		a.check("permission", a.may(platform.Evidence))
 		a.find(Notice, "export", "%s exported entries %d up to %d as evidence", a.entry.Actor.Who(), d.From, d.To-1)
@@ -453,6 +456,13 @@ func (a *auditor) headMoved(rules platform.Definition) {
 		m.Change = &c
 	}
 	delete(a.decided, env.Name)
+	switch _, runs := a.seen[env.Name]; {
+	case env.Destroyed():
+		a.unmeasured(env.Name, a.entry.Time)
+		delete(a.seen, env.Name)
+	case !runs && env.Name != platform.Env:
+		a.seen[env.Name] = a.entry.Time
+	}
 	if env.Name == platform.Env {
 		a.newDefinition(rules)
 	}

@@ -379,6 +379,7 @@ func TestGapsAreReported(t *testing.T) {
 	all := lines(r.Findings)
 	for _, want := range []string{
 		"gap review: entry 15 (change.apply, 01936f2e-0000-7000-8000-000000000010): the emergency of generation 2 of prod was to be reviewed",
+		"gap verify: entry 15 (change.apply, 01936f2e-0000-7000-8000-000000000010): what runs in prod was not measured from 2026-11-02T11:00:00Z to",
 		"gap policy: entry", "exception one-more-week has expired, and was still needed",
 		"gap witness: no witness watches the log",
 		"notice emergency: ", "notice refused: ",

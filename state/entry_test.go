@@ -76,6 +76,7 @@ func samples() []state.Entry {
 		Kind: deploy.Drifted, ID: "web-aaaaaaaaaa", Response: deploy.Replace, Until: 1764064800000, Cause: "because",
 		Findings: []instance.Finding{{Kind: "limit", Field: "processes", Expected: "64", Found: "none", Controls: []string{"CM-6", "SC-6"}}},
 	}})
+	datas = append(datas, state.Verify{Instances: 3, Differ: []instance.ID{"web-aaaaaaaaaa"}, More: 1})
 	w := newWorld()
 	var out []state.Entry
 	for _, data := range datas {

@@ -127,7 +127,7 @@ func (f *fold) apply(entries []Entry) error {
 		return f.review(e, d)
 	case PolicyDecision:
 		return f.decided(e, d)
-	case AccessDenied, EvidenceExport, WitnessAlarm:
+	case AccessDenied, EvidenceExport, WitnessAlarm, Verify:
 	case ReleaseRevoke:
 		return f.revoke(e, d)
 	case TokenCreate:

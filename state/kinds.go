@@ -89,6 +89,7 @@ var kinds = []KindInfo{
 	{KindErasureRequest, "The erasure of content that entries name is asked for.", false, of[ErasureRequest]},
 	{KindErasureApprove, "An erasure is agreed to, by a signature.", false, of[ErasureApprove]},
 	{KindErasure, "Content is about to be deleted, as was asked and agreed.", false, of[Erasure]},
+	{KindVerify, "What runs was measured, and compared with the release.", true, of[Verify]},
 	{KindWitnessAlarm, "A witness knows the ledger otherwise than it is.", false, of[WitnessAlarm]},
 }
 
@@ -164,6 +165,8 @@ func decodeData(k Kind, raw json.RawMessage) (Data, error) {
 		return decodeAs[ErasureApprove](raw)
 	case KindErasure:
 		return decodeAs[Erasure](raw)
+	case KindVerify:
+		return decodeAs[Verify](raw)
 	case KindWitnessAlarm:
 		return decodeAs[WitnessAlarm](raw)
 	}

@@ -14,7 +14,7 @@ import (
 
 func (h *Handler) registerMeasure() {
 	register(h, envOp("verify", http.MethodPost, api.PathMeasure, "Measure what runs",
-		"Reads again what every instance runs on, from the first byte to the last, and compares it with the release. Nothing is taken from what was asked for.", http.StatusNotFound),
+		"Reads again what every instance runs on, from the first byte to the last, and compares it with the release. Nothing is taken from what was asked for. The ledger gets an entry of it.", http.StatusNotFound),
 		func(ctx context.Context, in *envInput) (*body[api.Measured], error) {
 			return answerWith(h.measure(ctx, spec.EnvName(in.Env)))
 		})
@@ -39,7 +39,22 @@ func (h *Handler) measure(ctx context.Context, name spec.EnvName) (api.Measured,
 		out.OK = out.OK && m.OK
 		out.Instances = append(out.Instances, m)
 	}
-	return out, nil
+	return out, h.config.Control.RecordVerify(ctx, actorFrom(ctx), name, verified(out))
+}
+
+// verified is what the ledger keeps of a measurement.
+func verified(m api.Measured) state.Verify {
+	v := state.Verify{Instances: len(m.Instances)}
+	for _, i := range m.Instances {
+		switch {
+		case i.OK:
+		case len(v.Differ) < state.MaxDiffer:
+			v.Differ = append(v.Differ, instance.ID(i.ID))
+		default:
+			v.More++
+		}
+	}
+	return v
 }
 
 func (h *Handler) measureInstance(ctx context.Context, env state.Environment, id instance.Identity, known map[digest.Digest]runtime.Measurement) api.MeasuredInstance {
