@@ -381,7 +381,7 @@ func isRevert(d state.Step) bool { return d.Kind == deploy.Revert }
 // stepJudged reports whether there is something to say of a step.
 func stepJudged(e state.Entry) bool {
 	switch e.Data.(state.Step).Kind {
-	case deploy.Revert, deploy.Failed, deploy.Tainted:
+	case deploy.Revert, deploy.Failed, deploy.Tainted, deploy.Drifted:
 		return true
 	}
 	return false
@@ -397,6 +397,8 @@ func (a *auditor) rollout(d state.Step) {
 		a.find(Notice, "rollout", "the rollout failed, and the head moved back to release %s", d.Release.Short())
 	case deploy.Failed:
 		a.find(Notice, "rollout", "the rollout of generation %d failed: %s", d.Generation, d.Cause)
+	case deploy.Drifted:
+		a.find(Notice, "drift", "instance %s was found otherwise than its release says: %s", d.ID, d.Cause)
 	case deploy.Tainted:
 		a.find(Notice, "taint", "instance %s may differ from its release: %s", d.ID, d.Cause)
 	}
