@@ -13,8 +13,8 @@ import (
 
 	"github.com/invarhq/invar/api"
 	"github.com/invarhq/invar/api/client"
+	"github.com/invarhq/invar/api/planview"
 	"github.com/invarhq/invar/change"
-	"github.com/invarhq/invar/digest"
 	"github.com/invarhq/invar/fault"
 	"github.com/invarhq/invar/identity/sshkey/signer"
 	"github.com/invarhq/invar/platform"
@@ -97,7 +97,7 @@ func (a *app) changeShowCommand() *cobra.Command {
 	}
 }
 
-// fetchChange reads a change, and checks that its plan is the one that its digest names.
+// fetchChange reads a change. Its plan is decoded from the bytes that the digest to be signed is of.
 func (a *app) fetchChange(ctx context.Context, text string) (*client.Client, api.ChangeDetail, error) {
 	n, err := strconv.Atoi(text)
 	if err != nil || n < 1 {
@@ -111,9 +111,15 @@ func (a *app) fetchChange(ctx context.Context, text string) (*client.Client, api
 	if err != nil {
 		return nil, ch, err
 	}
-	if got := digest.Of(ch.PlanJSON); got != ch.Plan.Digest {
-		return nil, ch, fault.Errorf(fault.Corrupt, "the plan of change %d is %s, and its digest says %s", n, got, ch.Plan.Digest)
+	// What is shown, and signed, is what the digest names, whatever else the server says.
+	plan, err := planview.Read(ch.PlanJSON)
+	if err != nil {
+		return nil, ch, fmt.Errorf("reading the plan of change %d: %w", n, err)
 	}
+	if plan.Digest != ch.Plan.Digest || plan.Env != ch.Env || plan.Release != ch.Release || plan.BaseGeneration != ch.Base {
+		return nil, ch, fault.Errorf(fault.Corrupt, "the server says that change %d is one of %s to release %s, and its plan is of %s to %s", n, ch.Env, ch.Release, plan.Env, plan.Release)
+	}
+	ch.Plan = plan
 	return cl, ch, nil
 }
 

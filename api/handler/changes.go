@@ -12,6 +12,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 
 	"github.com/invarhq/invar/api"
+	"github.com/invarhq/invar/api/planview"
 	"github.com/invarhq/invar/control"
 	"github.com/invarhq/invar/fault"
 	"github.com/invarhq/invar/platform"
@@ -222,7 +223,7 @@ func (h *Handler) change(ctx context.Context, text string) (api.ChangeDetail, er
 	}
 	return api.ChangeDetail{
 		ChangeSummary: summaryOfChange(c, rules), Log: st.Log().Origin, Request: string(c.ID), Entry: uint64(c.Entry), Bundle: c.Bundle,
-		Plan: planOf(planned), PlanJSON: json.RawMessage(raw), Decisions: each(verdicts, decisionOf),
+		Plan: planview.Of(planned.Plan, planned.Digest), PlanJSON: json.RawMessage(raw), Decisions: each(verdicts, decisionOf),
 	}, nil
 }
 

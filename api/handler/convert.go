@@ -6,11 +6,9 @@ import (
 	"net"
 	"net/url"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/invarhq/invar/api"
-	"github.com/invarhq/invar/change"
 	"github.com/invarhq/invar/control"
 	"github.com/invarhq/invar/deploy"
 	"github.com/invarhq/invar/digest"
@@ -228,69 +226,6 @@ func generationOf(g state.Generation) api.Generation {
 		Outcome: string(g.Outcome), Cause: g.Cause, At: g.At, EndedAt: when(g.EndedAt), Entry: uint64(g.Entry),
 		Change: string(g.Change), Plan: g.Plan, Of: int(g.Of), Emergency: g.Emergency,
 	}
-}
-
-func planOf(p control.Planned) api.Plan {
-	out := api.Plan{
-		Digest: p.Digest, Env: string(p.Plan.Env), App: string(p.Plan.App), Bundle: p.Plan.Bundle, Release: p.Plan.Release,
-		BaseGeneration: p.Plan.Base.Generation, BaseRelease: p.Plan.Base.Release,
-		Changes: changesOf(p.Plan), Unchanged: p.Plan.Unchanged, Steps: p.Plan.Steps,
-	}
-	out.Adds, out.Replaces, out.Removes = p.Plan.Count()
-	return out
-}
-
-// changesOf lists what a plan changes: components, then routes, then the way of rolling out; of the platform its blocks.
-func changesOf(p change.Plan) []api.Change {
-	out := []api.Change{}
-	for _, i := range p.Items {
-		out = append(out, api.Change{
-			Action: string(i.Action), Kind: "component", Name: string(i.Component), Before: i.Before, After: i.After,
-			Starts: i.Starts, Stops: i.Stops, How: string(i.How), Volume: string(i.Volume), Causes: differencesOf(string(i.Component), i.Causes),
-		})
-	}
-	for _, r := range p.Routes {
-		causes := differencesOf("", r.Causes)
-		if len(causes) == 0 {
-			causes = append(causes, api.Difference{Path: "to", Before: r.Before, After: r.After, Added: r.Before == "", Removed: r.After == ""})
-		}
-		out = append(out, api.Change{Action: string(r.Action), Kind: "route", Name: string(r.Route), Causes: causes})
-	}
-	if len(p.Rollout) > 0 {
-		out = append(out, api.Change{Action: api.ActionReplace, Kind: "rollout", Name: "settings", Causes: differencesOf("", p.Rollout)})
-	}
-	for _, i := range p.Platform {
-		out = append(out, api.Change{Action: string(i.Action), Kind: i.Kind, Name: i.Name, Causes: differencesOf("", i.Causes)})
-	}
-	return out
-}
-
-func differencesOf(component string, causes []release.Cause) []api.Difference {
-	return each(causes, func(c release.Cause) api.Difference {
-		d := api.Difference{Component: component, Path: c.Field, Added: c.Old == nil && c.New != nil, Removed: c.Old != nil && c.New == nil}
-		if c.Old != nil {
-			d.Before = *c.Old
-		}
-		if c.New != nil {
-			d.After = *c.New
-		}
-		if c.Diff != "" {
-			d.Lines = hunksOf(c.Diff)
-		}
-		return d
-	})
-}
-
-// hunksOf returns the lines of a unified diff, without its headers.
-func hunksOf(diff string) []string {
-	_, hunks, _ := strings.Cut(diff, "\n@@")
-	var lines []string
-	for i, line := range strings.Split(strings.TrimSuffix(hunks, "\n"), "\n") {
-		if i > 0 && !strings.HasPrefix(line, "@@") { // the first is the rest of a hunk's header
-			lines = append(lines, line)
-		}
-	}
-	return lines
 }
 
 // acceptedOf tells where a head is.

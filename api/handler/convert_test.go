@@ -88,13 +88,6 @@ func TestInstanceJoinsLedgerAndHost(t *testing.T) {
 	}
 }
 
-func TestHunksOfDiff(t *testing.T) {
-	diff := "diff old new\n--- old\n+++ new\n@@ -1,3 +1,3 @@\n a\n-b\n+c\n@@ -9,1 +9,1 @@\n--- x\n++++ y\n"
-	if d := cmp.Diff([]string{" a", "-b", "+c", "--- x", "++++ y"}, hunksOf(diff)); d != "" {
-		t.Errorf("(-want +got):\n%s", d)
-	}
-}
-
 // However a log is cut into writes, its lines come out whole, each with the prefix.
 func TestLinesStayWhole(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {

@@ -10,6 +10,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 
 	"github.com/invarhq/invar/api"
+	"github.com/invarhq/invar/api/planview"
 	"github.com/invarhq/invar/control"
 	"github.com/invarhq/invar/digest"
 	"github.com/invarhq/invar/gateway"
@@ -114,7 +115,7 @@ func (h *Handler) shown(ctx context.Context, p control.Proposal, planned control
 	if err != nil {
 		return api.Plan{}, err
 	}
-	out := planOf(planned)
+	out := planview.Of(planned.Plan, planned.Digest)
 	out.Decisions = each(verdicts, decisionOf)
 	if rules, ok := h.config.Control.State().Platform(); ok {
 		out.Governed = rules.Governed(p.Env)

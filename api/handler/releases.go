@@ -8,6 +8,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 
 	"github.com/invarhq/invar/api"
+	"github.com/invarhq/invar/api/planview"
 	"github.com/invarhq/invar/change"
 	"github.com/invarhq/invar/digest"
 	"github.com/invarhq/invar/release"
@@ -113,7 +114,7 @@ func diffOf(da digest.Digest, ra release.Record, db digest.Digest, rb release.Re
 
 // planned is what would become of a if b came in its place.
 func planned(da digest.Digest, a release.Record, db digest.Digest, b release.Record) []api.Change {
-	return changesOf(change.MakePlan(
+	return planview.Changes(change.MakePlan(
 		change.Current{Base: change.Base{Release: da}, Record: a},
 		change.Proposed{Digest: db, Record: b},
 	))
