@@ -293,7 +293,7 @@ type Accepted struct {
 
 // Measured is what the instances of an environment were found to run on.
 type Measured struct {
-	OK        bool               `json:"ok" doc:"Whether every instance runs on what its release says."`
+	OK        bool               `json:"ok" doc:"Whether every instance is as its release says."`
 	Env       string             `json:"env" doc:"Environment."`
 	Instances []MeasuredInstance `json:"instances" doc:"Every instance on the host, sorted by id."`
 }
@@ -302,10 +302,20 @@ type Measured struct {
 type MeasuredInstance struct {
 	ID        string        `json:"id" doc:"Instance."`
 	Component string        `json:"component" doc:"Component."`
-	OK        bool          `json:"ok" doc:"Whether it runs on what its release says."`
+	OK        bool          `json:"ok" doc:"Whether it is as its release says."`
 	Expected  digest.Digest `json:"expected" doc:"Digest of the root in the release."`
 	Found     digest.Digest `json:"found,omitempty" doc:"Digest of the root that it runs on, read again from its first byte to its last."`
+	Findings  []Finding     `json:"findings,omitempty" doc:"How it differs from its release otherwise, looked at from outside."`
 	Detail    string        `json:"detail,omitempty" doc:"Why it could not be measured."`
+}
+
+// Finding is a measured difference between an instance and its release.
+type Finding struct {
+	Kind     string   `json:"kind" doc:"What was looked at: mount, port, limit …"`
+	Field    string   `json:"field,omitempty" doc:"Which of it."`
+	Expected string   `json:"expected,omitempty" doc:"What follows from the release; absent: nothing."`
+	Found    string   `json:"found,omitempty" doc:"What was measured; absent: nothing."`
+	Controls []string `json:"controls,omitempty" doc:"Controls of NIST SP 800-53 that it concerns."`
 }
 
 // Release is a release.

@@ -80,6 +80,28 @@ func (n *inspector) once(ctx context.Context) {
 	}
 }
 
+// Inspect compares an instance with its component, and returns what two looks found.
+func Inspect(ctx context.Context, host runtime.Host, i instance.Identity, c release.Component) ([]instance.Finding, error) {
+	q, err := Question(ctx, i, c)
+	if err != nil {
+		return nil, err
+	}
+	first, err := host.Inspect(ctx, q)
+	if err != nil {
+		return nil, err
+	}
+	found := drift.Compare(first.Want, first.Got)
+	if len(found) == 0 {
+		return nil, nil
+	}
+	sleep(ctx, confirmAfter)
+	second, err := host.Inspect(ctx, q)
+	if err != nil {
+		return nil, err
+	}
+	return drift.Confirmed(found, drift.Compare(second.Want, second.Got)), nil
+}
+
 // look inspects once. An instance that ends meanwhile has no findings.
 func (n *inspector) look(ctx context.Context, q runtime.Question) []instance.Finding {
 	x, err := n.r.config.Host.Inspect(ctx, q)

@@ -6,7 +6,15 @@ import (
 	"github.com/invarhq/invar/digest"
 	"github.com/invarhq/invar/fault"
 	"github.com/invarhq/invar/image/root"
+	"github.com/invarhq/invar/instance"
+	"github.com/invarhq/invar/reconcile"
+	"github.com/invarhq/invar/release"
 )
+
+// inspect compares an instance with its component, from outside.
+func (s *Server) inspect(ctx context.Context, i instance.Identity, c release.Component) ([]instance.Finding, error) {
+	return reconcile.Inspect(ctx, s.host, i, c)
+}
 
 // restoreRoot makes a root again from the image of a component that runs on it: the host has set one aside that had changed.
 func (s *Server) restoreRoot(ctx context.Context, want digest.Digest) error {

@@ -14,7 +14,7 @@ import (
 
 func (h *Handler) registerMeasure() {
 	register(h, envOp("verify", http.MethodPost, api.PathMeasure, "Measure what runs",
-		"Reads again what every instance runs on, from the first byte to the last, and compares it with the release. Nothing is taken from what was asked for. The ledger gets an entry of it.", http.StatusNotFound),
+		"Reads again what every instance runs on, from the first byte to the last, and compares it with the release, and all else that can be told of it from outside as well. Nothing is taken from what was asked for. The ledger gets an entry of it.", http.StatusNotFound),
 		func(ctx context.Context, in *envInput) (*body[api.Measured], error) {
 			return answerWith(h.measure(ctx, spec.EnvName(in.Env)))
 		})
@@ -35,7 +35,7 @@ func (h *Handler) measure(ctx context.Context, name spec.EnvName) (api.Measured,
 		if o.Identity.Env != name || o.State == instance.Exited {
 			continue
 		}
-		m := h.measureInstance(ctx, env, o.Identity, known)
+		m := h.measureInstance(ctx, env, o, known)
 		out.OK = out.OK && m.OK
 		out.Instances = append(out.Instances, m)
 	}
@@ -57,7 +57,8 @@ func verified(m api.Measured) state.Verify {
 	return v
 }
 
-func (h *Handler) measureInstance(ctx context.Context, env state.Environment, id instance.Identity, known map[digest.Digest]runtime.Measurement) api.MeasuredInstance {
+func (h *Handler) measureInstance(ctx context.Context, env state.Environment, o instance.Observation, known map[digest.Digest]runtime.Measurement) api.MeasuredInstance {
+	id := o.Identity
 	m := api.MeasuredInstance{ID: string(id.ID), Component: string(id.Component)}
 	component, ok := env.Components[id.Digest]
 	if _, recorded := env.Instances[id.ID]; !ok || !recorded {
@@ -75,6 +76,16 @@ func (h *Handler) measureInstance(ctx context.Context, env state.Environment, id
 		known[component.Root] = found
 	}
 	m.Found = found.Root
-	m.OK = m.Found == m.Expected
+	if h.config.Inspect != nil && o.State == instance.Running {
+		differs, err := h.config.Inspect(ctx, o.Identity, component)
+		if err != nil {
+			m.Detail = err.Error()
+			return m
+		}
+		for _, f := range differs {
+			m.Findings = append(m.Findings, api.Finding{Kind: f.Kind, Field: f.Field, Expected: f.Expected, Found: f.Found, Controls: f.Controls})
+		}
+	}
+	m.OK = m.Found == m.Expected && len(m.Findings) == 0
 	return m
 }
