@@ -43,6 +43,7 @@ type Request struct {
 	Platform image.Platform   // zero: linux on this machine's architecture
 	Store    *registry.Store  // of blobs; Debian packages are kept beside it
 	Roots    string           // directory of the EROFS files
+	GoCache  string           // what the go command compiled before; "": the user's own
 	Progress func(Event)      // may be nil; called from several goroutines, one at a time
 }
 

@@ -98,6 +98,9 @@ func (b *baker) goCommand(ctx context.Context, g spec.GoImage, args ...string) (
 	for _, k := range slices.Sorted(maps.Keys(g.Env)) {
 		cmd.Env = append(cmd.Env, k+"="+g.Env[k])
 	}
+	if b.req.GoCache != "" {
+		cmd.Env = append(cmd.Env, "GOCACHE="+b.req.GoCache)
+	}
 	return cmd, nil
 }
 
