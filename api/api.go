@@ -64,6 +64,7 @@ const (
 	PathWithdraw     = "/v1/changes/{change}/withdraw"
 	PathCarryOut     = "/v1/changes/{change}/apply"
 	PathRevoke       = "/v1/releases/{ref}/revoke"
+	PathAttest       = "/v1/releases/{ref}/attest"
 	PathWhoAmI       = "/v1/whoami"
 	PathMeasure      = "/v1/environments/{env}/verify"
 	PathLogs         = "/v1/environments/{env}/logs/{component}"
@@ -103,6 +104,9 @@ func ChangePath(pattern string, number int) string {
 
 // RevokePath is where a release is revoked.
 func RevokePath(ref string) string { return fill(PathRevoke, "{ref}", ref) }
+
+// AttestPath is where it is attested that a release was made again.
+func AttestPath(ref string) string { return fill(PathAttest, "{ref}", ref) }
 
 // LogsPath is where the log of a component is.
 func LogsPath(env, component string) string {

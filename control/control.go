@@ -59,8 +59,11 @@ type Config struct {
 	Blobs    Blobs
 	Attached func(manifest digest.Digest) ([]digest.Digest, error) // all that is attached to an image: SBOM, provenance; nil: nothing is
 	Evaluate Evaluate
-	Images   Images        // what policies are told of images; nil: nothing
-	Secrets  Secrets       // nil: no secret can be set
+	Images   Images  // what policies are told of images; nil: nothing
+	Secrets  Secrets // nil: no secret can be set
+
+	SignStatement func(statement []byte) (envelope []byte, err error) // with the ledger's key, as DSSE has it; nil: nothing is attested
+
 	Origin   string        // the ledger's name
 	Signer   note.Signer   // of the ledger's checkpoints, and of the snapshots of the state
 	Verifier note.Verifier // of what Signer signs

@@ -128,8 +128,8 @@ func (s *Server) openLedger(ctx context.Context) (err error) {
 		return err
 	}
 	s.control, err = control.Open(ctx, control.Config{
-		Recordings: s.recordings,
-		Store:      s.data.store, Blobs: blobs{s.content, roots}, Attached: blobs{s.content, roots}.attached, Evaluate: e.evaluate, Images: e.images, Secrets: s.vault,
+		Recordings: s.recordings, SignStatement: func(statement []byte) ([]byte, error) { return sbom.Sign(statement, s.data.key.private) },
+		Store: s.data.store, Blobs: blobs{s.content, roots}, Attached: blobs{s.content, roots}.attached, Evaluate: e.evaluate, Images: e.images, Secrets: s.vault,
 		Origin: s.data.key.origin(), Signer: s.data.key.signer, Verifier: s.data.key.verifier, VKey: s.data.key.vkey,
 		Version: s.config.Version, Init: empty, Log: s.log, User: owner(),
 	})

@@ -77,6 +77,7 @@ func samples() []state.Entry {
 		Findings: []instance.Finding{{Kind: "limit", Field: "processes", Expected: "64", Found: "none", Controls: []string{"CM-6", "SC-6"}}},
 	}})
 	datas = append(datas, state.Verify{Instances: 3, Differ: []instance.ID{"web-aaaaaaaaaa"}, More: 1})
+	datas = append(datas, state.AttestReproduced{Release: d, Bundle: d, Result: state.Same, Builder: state.Builder{Version: "1.0", Go: "go1.26", Platform: "linux/amd64", Host: "ci-7", Sources: state.SourcesDirectory}})
 	w := newWorld()
 	var out []state.Entry
 	for _, data := range datas {
@@ -94,7 +95,7 @@ func samples() []state.Entry {
 		case state.ChangeApprove, state.ChangeReject, state.ChangeReview, state.ErasureApprove:
 			e.Actor = state.Actor{Kind: state.ActorSSH, Name: "SHA256:abc", Principal: "alice", Auth: "ssh-ed25519"}
 			e.Sigs = []state.Signature{{Format: "sshsig", Namespace: "invar-approval@v1", KeyID: "SHA256:abc", Sig: []byte("sig")}}
-		case state.Bundle, state.Release, state.Apply, state.Fork, state.ChangeRequest, state.PolicyDecision, state.WitnessAlarm:
+		case state.Bundle, state.Release, state.Apply, state.Fork, state.ChangeRequest, state.PolicyDecision, state.WitnessAlarm, state.AttestReproduced:
 			e.Body = &state.Body{Digest: d, Size: 1, Type: release.TypeRecord}
 		}
 		e.Subject = []state.Subject{{Name: "shop", Digest: d}}

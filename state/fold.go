@@ -128,6 +128,8 @@ func (f *fold) apply(entries []Entry) error {
 	case PolicyDecision:
 		return f.decided(e, d)
 	case AccessDenied, EvidenceExport, WitnessAlarm, Verify:
+	case AttestReproduced:
+		return f.reproduced(e, d)
 	case ReleaseRevoke:
 		return f.revoke(e, d)
 	case TokenCreate:

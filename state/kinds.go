@@ -79,6 +79,7 @@ var kinds = []KindInfo{
 	{KindChangeReview, "What was done in an emergency was looked at afterwards, by somebody else.", true, of[ChangeReview]},
 	{KindPolicyDecision, "A policy has judged a change.", true, of[PolicyDecision]},
 	{KindReleaseRevoke, "A release is blocked for good.", true, of[ReleaseRevoke]},
+	{KindAttestReproduced, "Somebody has baked a release again and compared; the body is the server's statement of what he says.", true, of[AttestReproduced]},
 	{KindAccessDenied, "A request was refused.", false, of[AccessDenied]},
 	{KindSessionStart, "Somebody is about to run a command in an instance.", true, of[SessionStart]},
 	{KindSessionEnd, "Such a session is over; the body is its recording.", true, of[SessionEnd]},
@@ -145,6 +146,8 @@ func decodeData(k Kind, raw json.RawMessage) (Data, error) {
 		return decodeAs[PolicyDecision](raw)
 	case KindReleaseRevoke:
 		return decodeAs[ReleaseRevoke](raw)
+	case KindAttestReproduced:
+		return decodeAs[AttestReproduced](raw)
 	case KindAccessDenied:
 		return decodeAs[AccessDenied](raw)
 	case KindSessionStart:

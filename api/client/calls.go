@@ -244,6 +244,11 @@ func (c *Client) Revoke(ctx context.Context, ref api.Ref, req api.RevokeRequest)
 	return call[api.Revoked](ctx, c, http.MethodPost, api.RevokePath(ref.String()), nil, req)
 }
 
+// Attest has the server record that a release was made again, and what came of it.
+func (c *Client) Attest(ctx context.Context, ref api.Ref, req api.Reproduction) (api.Attested, error) {
+	return call[api.Attested](ctx, c, http.MethodPost, api.AttestPath(ref.String()), nil, req)
+}
+
 // WhoAmI tells who the caller is, and what he may do in an environment, or with "" on the server as a whole.
 func (c *Client) WhoAmI(ctx context.Context, env string) (api.WhoAmI, error) {
 	query := url.Values{}

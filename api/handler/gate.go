@@ -57,6 +57,7 @@ var needs = map[string]need{
 
 	"get-release":    {platform.Read, ofRelease},
 	"revoke-release": {platform.Revoke, ofRelease},
+	"attest-release": {platform.Verify, ofRelease},
 	"diff-releases":  {platform.Read, ofReleases},
 
 	"get-events":     {platform.None, nil},

@@ -51,7 +51,7 @@ var authorizations = map[string]authorization{
 	"confirm": {platform.Apply, there}, "verify": {platform.Verify, there},
 	"get-change": {platform.Read, there}, "approve-change": {platform.Approve, there}, "reject-change": {platform.Approve, there},
 	"withdraw-change": {platform.Apply, there}, "apply-change": {platform.Apply, there}, "review-change": {platform.Approve, there},
-	"get-release": {platform.Read, there}, "revoke-release": {platform.Revoke, there}, "diff-releases": {platform.Read, there},
+	"get-release": {platform.Read, there}, "revoke-release": {platform.Revoke, there}, "attest-release": {platform.Verify, there}, "diff-releases": {platform.Read, there},
 	"list-secrets": {platform.SecretRead, there}, "get-secret": {platform.SecretRead, there}, "set-secret": {platform.SecretWrite, there},
 	"list-entries": {platform.LedgerRead, nowhere}, "get-entry": {platform.LedgerRead, nowhere}, "get-checkpoint": {platform.LedgerRead, nowhere},
 	"verify-ledger": {platform.LedgerRead, nowhere}, "get-witnesses": {platform.LedgerRead, nowhere},

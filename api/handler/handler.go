@@ -131,6 +131,7 @@ func New(config Config) (*Handler, error) {
 	h.registerLedger()
 	h.registerEvents()
 	h.registerSecrets()
+	h.registerAttest()
 	h.registerTokens()
 	h.registerLogin()
 	h.registerChanges()
