@@ -294,6 +294,7 @@ type stepData struct {
 	Allowed   bool   `json:"allowed"`
 	Phase     string `json:"phase"`
 	Verdict   string `json:"verdict"`
+	Result    string `json:"result"`
 	Override  string `json:"override"`
 	Emergency bool   `json:"emergency"`
 	Repeated  int    `json:"repeated"`
@@ -419,6 +420,8 @@ func describeGovernance(e api.Entry, d stepData, because string) string {
 		return fmt.Sprintf("erase    %s", short(d.Digest))
 	case "witness.alarm":
 		return fmt.Sprintf("alarm    %s %s%s", d.Alarm, d.Witness, because)
+	case "attest.reproduced":
+		return fmt.Sprintf("attest   release %s, made again: %s", short(d.Release), d.Result)
 	case "release.revoke":
 		return "revoke   release " + short(d.Release)
 	case "access.denied":

@@ -98,6 +98,8 @@ func commands() map[string]command {
 		"settles":  cmdSettles,
 		"impostor": cmdImpostor,
 		"submit":   cmdSubmit,
+
+		"imagedigest": cmdImageDigest,
 	}
 	maps.Copy(all, badInput)
 	maps.Copy(all, logins)
