@@ -221,7 +221,7 @@ func (t *trial) begin(ctx context.Context, fork string, g api.Generation) (api.A
 	if old, err := t.client.Environment(ctx, fork); err == nil && old.Release != "" {
 		return api.Accepted{}, fault.WithHint(fault.Errorf(fault.Conflict, "environment %s is there already", fork), "if no other bisection is under way: invar destroy %s", fork)
 	}
-	req := api.ForkRequest{From: t.env, Generation: g.Number, Volumes: t.volumes, TTLMS: t.ttl.Milliseconds(), Reason: fmt.Sprintf("bisecting %s between %d and %d", t.env, t.good, t.bad)}
+	req := api.ForkRequest{From: t.env, Generation: g.Number, Volumes: api.VolumesEmpty, TTLMS: t.ttl.Milliseconds(), Reason: fmt.Sprintf("bisecting %s between %d and %d", t.env, t.good, t.bad)}
 	ctx, cancel := context.WithTimeout(ctx, bisectClean)
 	defer cancel()
 	for {
@@ -344,9 +344,6 @@ func (f *forkFlags) life() (time.Duration, error) {
 	ttl, err := spec.ParseDuration(f.ttl)
 	if err != nil || ttl <= 0 {
 		return 0, fault.Errorf(fault.Invalid, "--ttl %q is no duration", f.ttl)
-	}
-	if f.volumes != api.VolumesEmpty && f.volumes != api.VolumesSnapshot {
-		return 0, fault.Errorf(fault.Invalid, "--volumes %q: want %s or %s", f.volumes, api.VolumesEmpty, api.VolumesSnapshot)
 	}
 	return ttl, nil
 }

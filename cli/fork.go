@@ -19,7 +19,6 @@ import (
 type forkFlags struct {
 	ttl     string
 	secrets []string
-	volumes string
 	detach  bool
 	reason  string
 }
@@ -28,7 +27,6 @@ type forkFlags struct {
 func (f *forkFlags) own(c *cobra.Command, only string) {
 	c.Flags().StringVar(&f.ttl, "ttl", "24h", only+"destroy the fork and its volumes after this `DURATION`")
 	c.Flags().StringArrayVar(&f.secrets, "secret", nil, only+"value to try with in place of secret NAME: `NAME=@FILE`, or NAME=- for standard input; may be given again")
-	c.Flags().StringVar(&f.volumes, "volumes", api.VolumesEmpty, only+"`HOW` its volumes begin: empty, or as a snapshot of those that ENV has (permission exec there)")
 }
 
 func (a *app) forkCommand() *cobra.Command {
@@ -38,7 +36,7 @@ func (a *app) forkCommand() *cobra.Command {
 		Use:   "fork ENV[@GENERATION] NEW",
 		Short: "Run the release of an environment in a new one, for a while",
 		Long: `Fork makes the environment NEW with the release that ENV has, the same digest, or that it had as GENERATION. Nothing in
-ENV changes. The fork has routes of its own (http://ROUTE.NEW.localhost; TCP routes are left out), volumes of its own, and
+ENV changes. The fork has routes of its own (http://ROUTE.NEW.localhost; TCP routes are left out), empty volumes of its own, and
 secrets of its own or none: never those of ENV. It is destroyed when its time is over, or by "invar destroy NEW".
 
 It needs the permission read in ENV and apply in NEW, and the rules for NEW apply to it: grants and rules can name
@@ -78,7 +76,7 @@ func (a *app) fork(ctx context.Context, cl *client.Client, env string, req api.F
 		return err
 	}
 	defer clearSecrets(values)
-	req.TTLMS, req.Volumes, req.Reason = ttl.Milliseconds(), f.volumes, f.reason
+	req.TTLMS, req.Volumes, req.Reason = ttl.Milliseconds(), api.VolumesEmpty, f.reason
 	if err := a.setSecrets(ctx, cl, env, values); err != nil {
 		return err
 	}
