@@ -85,6 +85,24 @@ type EnvironmentSummary struct {
 	Total      int           `json:"total" doc:"All instances, those of older releases included."`
 	Tainted    int           `json:"tainted,omitempty" doc:"Those that somebody was in, and that are to be replaced."`
 	Fork       *Fork         `json:"fork,omitempty" doc:"What it is a fork of; absent: it is none."`
+	Notices    []Notice      `json:"notices,omitempty" doc:"What blocks it, what waits and what is due, beside how it does."`
+}
+
+// The kinds of notices.
+const (
+	NoticeRevoked = "revoked" // the head is a release that was revoked
+	NoticeConfirm = "confirm" // the head is reverted unless it is confirmed
+	NoticeReview  = "review"  // an emergency is to be reviewed
+	NoticeOverdue = "overdue" // that review is late
+	NoticeFrozen  = "frozen"  // a freeze is in force
+	NoticeChange  = "change"  // a change is open
+)
+
+// Notice is something that somebody who looks at an environment ought to know.
+type Notice struct {
+	Kind  string     `json:"kind" enum:"revoked,confirm,review,overdue,frozen,change" doc:"What it is about."`
+	Text  string     `json:"text" doc:"A sentence for people."`
+	Until *time.Time `json:"until,omitempty" doc:"When it ends, or is due."`
 }
 
 // Environment is all that is known of an environment now.

@@ -68,6 +68,11 @@ func (a *app) statusAll(ctx context.Context, cl *client.Client) error {
 		if e.Tainted > 0 {
 			state += fmt.Sprintf(", %d tainted", e.Tainted)
 		}
+		for _, n := range e.Notices {
+			if n.Kind != api.NoticeChange && n.Kind != api.NoticeConfirm {
+				state += ", " + n.Kind
+			}
+		}
 		rows = append(rows, []string{e.Name, orDash(e.App), strconv.Itoa(e.Generation), state,
 			fmt.Sprintf("%d/%d", e.Healthy, e.Wanted), orDash(e.Release.Short()), age(e.At) + " ago", orDash(e.By)})
 	}
@@ -100,6 +105,9 @@ func renderHead(w io.Writer, st style, env api.Environment) {
 	}
 	if f := env.Fork; f != nil {
 		fmt.Fprintf(w, "  %s of %s%s, owned by %s, until %s\n", forkWord(f), f.From, atGeneration(f.Generation), f.Owner, f.ExpiresAt.Local().Format(time.DateTime))
+	}
+	for _, n := range env.Notices {
+		fmt.Fprintf(w, "  %s %s\n", st.warn(n.Kind+":"), n.Text)
 	}
 	for _, r := range env.Routes {
 		to := r.Component + "." + r.Port
@@ -274,6 +282,12 @@ func (a *app) historyCommand() *cobra.Command {
 				why := g.Reason
 				if g.Cause != "" {
 					why = strings.TrimPrefix(why+"; "+g.Cause, "; ")
+				}
+				if g.Emergency {
+					why = strings.TrimSuffix("emergency: "+why, ": ")
+				}
+				if g.Of != 0 {
+					why = strings.TrimSuffix(fmt.Sprintf("change %d: %s", g.Of, why), ": ")
 				}
 				rows = append(rows, []string{strconv.Itoa(g.Number), g.Kind, g.Outcome, orDash(g.Release.Short()),
 					g.At.Local().Format(time.DateTime), g.By, why})

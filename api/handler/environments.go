@@ -129,6 +129,7 @@ func (in *envBody[T]) proposal(bundle, rel digest.Digest) control.Proposal {
 
 func (h *Handler) environments(ctx context.Context) (api.Environments, error) {
 	st := h.config.Control.State()
+	rules, _ := st.Platform()
 	out := api.Environments{Environments: []api.EnvironmentSummary{}}
 	for e := range st.Environments() {
 		if !h.sees(ctx, e.Name) {
@@ -138,7 +139,9 @@ func (h *Handler) environments(ctx context.Context) (api.Environments, error) {
 		if err != nil {
 			return out, fmt.Errorf("reading the head of %s: %w", e.Name, err)
 		}
-		out.Environments = append(out.Environments, summaryOf(e, head))
+		summary := summaryOf(e, head)
+		summary.Notices = noticesOf(st, e, rules, time.Now())
+		out.Environments = append(out.Environments, summary)
 	}
 	return out, nil
 }
@@ -148,7 +151,11 @@ func (h *Handler) environment(ctx context.Context, name spec.EnvName) (api.Envir
 	if err != nil {
 		return api.Environment{}, err
 	}
-	return v.environment(), nil
+	st := h.config.Control.State()
+	rules, _ := st.Platform()
+	out := v.environment()
+	out.Notices = noticesOf(st, v.env, rules, v.now)
+	return out, nil
 }
 
 // view gathers what is known of an environment.
