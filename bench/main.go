@@ -15,6 +15,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -148,6 +149,7 @@ func (b bench) section(ctx context.Context, s section) (err error) {
 	}
 	defer os.RemoveAll(b.dir)
 	defer unmountBelow(b.dir)
+	defer removeCgroups(filepath.Base(b.dir))
 	if err := os.Chmod(b.dir, 0o755); err != nil {
 		return err
 	}
@@ -215,4 +217,22 @@ func machine() string {
 func read(path string) string {
 	raw, _ := os.ReadFile(path)
 	return string(raw)
+}
+
+// removeCgroups removes what peers left of the cgroups of that name, in every hierarchy. Directories there can only be
+// removed one by one, the innermost first, and only when nothing runs in them.
+func removeCgroups(name string) {
+	roots, _ := filepath.Glob("/sys/fs/cgroup/*/" + name)
+	for _, root := range append(roots, filepath.Join("/sys/fs/cgroup", name)) {
+		var dirs []string
+		filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+			if err == nil && d.IsDir() {
+				dirs = append(dirs, path)
+			}
+			return nil
+		})
+		for _, d := range slices.Backward(dirs) {
+			os.Remove(d)
+		}
+	}
 }
