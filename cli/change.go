@@ -97,13 +97,19 @@ func (a *app) changeShowCommand() *cobra.Command {
 	}
 }
 
-// fetchChange reads a change. Its plan is decoded from the bytes that the digest to be signed is of.
-func (a *app) fetchChange(ctx context.Context, text string) (*client.Client, api.ChangeDetail, error) {
+// numbered reads the number of a thing that a command is about, and connects to the server.
+func (a *app) numbered(text, what, list string) (*client.Client, int, error) {
 	n, err := strconv.Atoi(text)
 	if err != nil || n < 1 {
-		return nil, api.ChangeDetail{}, fault.WithHint(fault.Errorf(fault.Invalid, "%q is no number of a change", text), "invar change list")
+		return nil, 0, fault.WithHint(fault.Errorf(fault.Invalid, "%q is no number of %s", text, what), "%s", list)
 	}
 	cl, err := a.client()
+	return cl, n, err
+}
+
+// fetchChange reads a change. Its plan is decoded from the bytes that the digest to be signed is of.
+func (a *app) fetchChange(ctx context.Context, text string) (*client.Client, api.ChangeDetail, error) {
+	cl, n, err := a.numbered(text, "a change", "invar change list")
 	if err != nil {
 		return nil, api.ChangeDetail{}, err
 	}

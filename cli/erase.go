@@ -14,7 +14,6 @@ import (
 	"github.com/invarhq/invar/api/client"
 	"github.com/invarhq/invar/change"
 	"github.com/invarhq/invar/digest"
-	"github.com/invarhq/invar/fault"
 )
 
 func (a *app) eraseCommand() *cobra.Command {
@@ -118,11 +117,7 @@ func (a *app) eraseShowCommand() *cobra.Command {
 }
 
 func (a *app) fetchErasure(ctx context.Context, text string) (*client.Client, api.Erasure, error) {
-	n, err := strconv.Atoi(text)
-	if err != nil || n < 1 {
-		return nil, api.Erasure{}, fault.WithHint(fault.Errorf(fault.Invalid, "%q is no number of an erasure", text), "invar erase list")
-	}
-	cl, err := a.client()
+	cl, n, err := a.numbered(text, "an erasure", "invar erase list")
 	if err != nil {
 		return nil, api.Erasure{}, err
 	}

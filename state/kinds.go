@@ -38,26 +38,26 @@ type KindInfo struct {
 	Kind Kind
 	When string // when such an entry is written
 	Env  bool   // whether it belongs to an environment
-	zero func() Data
+	data codec
 }
 
 // Fields returns a value of the kind's data, for those who list its fields.
-func (k KindInfo) Fields() Data { return k.zero() }
+func (k KindInfo) Fields() Data { return k.data.zero() }
 
 // Kinds returns every kind, in the order of docs/ledger.md.
 func Kinds() []KindInfo { return slices.Clone(kinds) }
 
 var kinds = []KindInfo{
-	{KindGenesis, "First of all, once: the ledger begins.", false, of[Genesis]},
-	{KindLogStart, "The server has opened the ledger to write.", false, of[LogStart]},
-	{KindLogStop, "The server is about to close the ledger; absent after a crash.", false, of[LogStop]},
-	{KindBundle, "A bundle is first used by a change.", false, of[Bundle]},
-	{KindRelease, "A release is first used by a change; the server evaluated its bundle and got the same digest.", true, of[Release]},
-	{KindApply, "The head moves to a release that was planned.", true, of[Apply]},
-	{KindRollback, "The head moves to the release of an earlier generation.", true, of[Rollback]},
-	{KindDestroy, "The head moves to nothing: all that the environment runs will be retired.", true, of[Destroy]},
-	{KindFork, "The head moves to a release that was evaluated for another environment, with routes and secrets of its own, for a time.", true, of[Fork]},
-	{KindVolumeDestroy, "The volumes of a destroyed environment have been deleted, as its change.destroy asked.", true, of[VolumeDestroy]},
+	{KindGenesis, "First of all, once: the ledger begins.", false, of[Genesis]()},
+	{KindLogStart, "The server has opened the ledger to write.", false, of[LogStart]()},
+	{KindLogStop, "The server is about to close the ledger; absent after a crash.", false, of[LogStop]()},
+	{KindBundle, "A bundle is first used by a change.", false, of[Bundle]()},
+	{KindRelease, "A release is first used by a change; the server evaluated its bundle and got the same digest.", true, of[Release]()},
+	{KindApply, "The head moves to a release that was planned.", true, of[Apply]()},
+	{KindRollback, "The head moves to the release of an earlier generation.", true, of[Rollback]()},
+	{KindDestroy, "The head moves to nothing: all that the environment runs will be retired.", true, of[Destroy]()},
+	{KindFork, "The head moves to a release that was evaluated for another environment, with routes and secrets of its own, for a time.", true, of[Fork]()},
+	{KindVolumeDestroy, "The volumes of a destroyed environment have been deleted, as its change.destroy asked.", true, of[VolumeDestroy]()},
 	{Kind(deploy.Create), "An instance is about to be created and started.", true, step(deploy.Create)},
 	{Kind(deploy.Healthy), "An instance has passed its checks for long enough to have traffic.", true, step(deploy.Healthy)},
 	{Kind(deploy.Failing), "An instance that was healthy fails its checks.", true, step(deploy.Failing)},
@@ -70,122 +70,82 @@ var kinds = []KindInfo{
 	{Kind(deploy.Done), "A rollout has ended well.", true, step(deploy.Done)},
 	{Kind(deploy.Failed), "A rollout has failed.", true, step(deploy.Failed)},
 	{Kind(deploy.Revert), "A rollout has failed, and the head moves back to the release that completed before.", true, step(deploy.Revert)},
-	{KindChangeRequest, "A change is proposed, to an environment that asks for approvals or at the server's own suggestion.", true, of[ChangeRequest]},
-	{KindChangeApprove, "A change is approved, by a signature.", true, of[ChangeApprove]},
-	{KindChangeReject, "A change is rejected, by a signature.", true, of[ChangeReject]},
-	{KindChangeWithdraw, "A change is taken back.", true, of[ChangeWithdraw]},
-	{KindChangeVoid, "A change can't be carried out any more: it has expired.", true, of[ChangeVoid]},
-	{KindChangeConfirm, "A head that was to be confirmed may stay.", true, of[ChangeConfirm]},
-	{KindChangeReview, "What was done in an emergency was looked at afterwards, by somebody else.", true, of[ChangeReview]},
-	{KindPolicyDecision, "A policy has judged a change.", true, of[PolicyDecision]},
-	{KindReleaseRevoke, "A release is blocked for good.", true, of[ReleaseRevoke]},
-	{KindAttestReproduced, "Somebody has baked a release again and compared; the body is the server's statement of what he says.", true, of[AttestReproduced]},
-	{KindAccessDenied, "A request was refused.", false, of[AccessDenied]},
-	{KindSessionStart, "Somebody is about to run a command in an instance.", true, of[SessionStart]},
-	{KindSessionEnd, "Such a session is over; the body is its recording.", true, of[SessionEnd]},
-	{KindEvidenceExport, "A part of the ledger was exported as evidence.", false, of[EvidenceExport]},
-	{KindTokenCreate, "A token for the API was made.", false, of[TokenCreate]},
-	{KindTokenRevoke, "A token was revoked.", false, of[TokenRevoke]},
-	{KindSecretVersion, "A version of a secret was made; no release has it yet.", true, of[SecretVersion]},
-	{KindErasureRequest, "The erasure of content that entries name is asked for.", false, of[ErasureRequest]},
-	{KindErasureApprove, "An erasure is agreed to, by a signature.", false, of[ErasureApprove]},
-	{KindErasure, "Content is about to be deleted, as was asked and agreed.", false, of[Erasure]},
-	{KindVerify, "What runs was measured, and compared with the release.", true, of[Verify]},
-	{KindWitnessAlarm, "A witness knows the ledger otherwise than it is.", false, of[WitnessAlarm]},
+	{KindChangeRequest, "A change is proposed, to an environment that asks for approvals or at the server's own suggestion.", true, of[ChangeRequest]()},
+	{KindChangeApprove, "A change is approved, by a signature.", true, of[ChangeApprove]()},
+	{KindChangeReject, "A change is rejected, by a signature.", true, of[ChangeReject]()},
+	{KindChangeWithdraw, "A change is taken back.", true, of[ChangeWithdraw]()},
+	{KindChangeVoid, "A change can't be carried out any more: it has expired.", true, of[ChangeVoid]()},
+	{KindChangeConfirm, "A head that was to be confirmed may stay.", true, of[ChangeConfirm]()},
+	{KindChangeReview, "What was done in an emergency was looked at afterwards, by somebody else.", true, of[ChangeReview]()},
+	{KindPolicyDecision, "A policy has judged a change.", true, of[PolicyDecision]()},
+	{KindReleaseRevoke, "A release is blocked for good.", true, of[ReleaseRevoke]()},
+	{KindAttestReproduced, "Somebody has baked a release again and compared; the body is the server's statement of what he says.", true, of[AttestReproduced]()},
+	{KindAccessDenied, "A request was refused.", false, of[AccessDenied]()},
+	{KindSessionStart, "Somebody is about to run a command in an instance.", true, of[SessionStart]()},
+	{KindSessionEnd, "Such a session is over; the body is its recording.", true, of[SessionEnd]()},
+	{KindEvidenceExport, "A part of the ledger was exported as evidence.", false, of[EvidenceExport]()},
+	{KindTokenCreate, "A token for the API was made.", false, of[TokenCreate]()},
+	{KindTokenRevoke, "A token was revoked.", false, of[TokenRevoke]()},
+	{KindSecretVersion, "A version of a secret was made; no release has it yet.", true, of[SecretVersion]()},
+	{KindErasureRequest, "The erasure of content that entries name is asked for.", false, of[ErasureRequest]()},
+	{KindErasureApprove, "An erasure is agreed to, by a signature.", false, of[ErasureApprove]()},
+	{KindErasure, "Content is about to be deleted, as was asked and agreed.", false, of[Erasure]()},
+	{KindVerify, "What runs was measured, and compared with the release.", true, of[Verify]()},
+	{KindWitnessAlarm, "A witness knows the ledger otherwise than it is.", false, of[WitnessAlarm]()},
 }
 
-func of[D Data]() Data {
-	var d D
-	return d
+// byKind has every kind by its name.
+var byKind = func() map[Kind]KindInfo {
+	out := make(map[Kind]KindInfo, len(kinds))
+	for _, k := range kinds {
+		out[k.Kind] = k
+	}
+	return out
+}()
+
+// codec makes the data of a kind: empty, or from what an entry has.
+type codec struct {
+	zero   func() Data
+	decode func(json.RawMessage) (Data, error)
 }
 
-func step(k deploy.Kind) func() Data {
-	return func() Data { return Step{deploy.Step{Kind: k}} }
+// of is the codec of a kind that has a type of its own.
+func of[D Data]() codec {
+	return codec{
+		zero: func() Data {
+			var d D
+			return d
+		},
+		decode: func(raw json.RawMessage) (Data, error) {
+			var d D
+			err := strict(raw, &d)
+			return d, err
+		},
+	}
+}
+
+// step is the codec of a kind of steps, which share a type.
+func step(k deploy.Kind) codec {
+	return codec{
+		zero: func() Data { return Step{deploy.Step{Kind: k}} },
+		decode: func(raw json.RawMessage) (Data, error) {
+			var s deploy.Step
+			err := strict(raw, &s)
+			s.Kind = k
+			return Step{s}, err
+		},
+	}
 }
 
 func decodeData(k Kind, raw json.RawMessage) (Data, error) {
+	info, ok := byKind[k]
+	if !ok {
+		return nil, fmt.Errorf("kind %q is not known", k)
+	}
 	if raw == nil {
 		raw = json.RawMessage("{}")
 	}
-	switch k {
-	case KindGenesis:
-		return decodeAs[Genesis](raw)
-	case KindLogStart:
-		return decodeAs[LogStart](raw)
-	case KindLogStop:
-		return decodeAs[LogStop](raw)
-	case KindBundle:
-		return decodeAs[Bundle](raw)
-	case KindRelease:
-		return decodeAs[Release](raw)
-	case KindApply:
-		return decodeAs[Apply](raw)
-	case KindRollback:
-		return decodeAs[Rollback](raw)
-	case KindDestroy:
-		return decodeAs[Destroy](raw)
-	case KindFork:
-		return decodeAs[Fork](raw)
-	case KindVolumeDestroy:
-		return decodeAs[VolumeDestroy](raw)
-	case KindChangeRequest:
-		return decodeAs[ChangeRequest](raw)
-	case KindChangeApprove:
-		return decodeAs[ChangeApprove](raw)
-	case KindChangeReject:
-		return decodeAs[ChangeReject](raw)
-	case KindChangeWithdraw:
-		return decodeAs[ChangeWithdraw](raw)
-	case KindChangeVoid:
-		return decodeAs[ChangeVoid](raw)
-	case KindChangeConfirm:
-		return decodeAs[ChangeConfirm](raw)
-	case KindChangeReview:
-		return decodeAs[ChangeReview](raw)
-	case KindPolicyDecision:
-		return decodeAs[PolicyDecision](raw)
-	case KindReleaseRevoke:
-		return decodeAs[ReleaseRevoke](raw)
-	case KindAttestReproduced:
-		return decodeAs[AttestReproduced](raw)
-	case KindAccessDenied:
-		return decodeAs[AccessDenied](raw)
-	case KindSessionStart:
-		return decodeAs[SessionStart](raw)
-	case KindSessionEnd:
-		return decodeAs[SessionEnd](raw)
-	case KindEvidenceExport:
-		return decodeAs[EvidenceExport](raw)
-	case KindTokenCreate:
-		return decodeAs[TokenCreate](raw)
-	case KindTokenRevoke:
-		return decodeAs[TokenRevoke](raw)
-	case KindSecretVersion:
-		return decodeAs[SecretVersion](raw)
-	case KindErasureRequest:
-		return decodeAs[ErasureRequest](raw)
-	case KindErasureApprove:
-		return decodeAs[ErasureApprove](raw)
-	case KindErasure:
-		return decodeAs[Erasure](raw)
-	case KindVerify:
-		return decodeAs[Verify](raw)
-	case KindWitnessAlarm:
-		return decodeAs[WitnessAlarm](raw)
-	}
-	if !slices.ContainsFunc(kinds, func(i KindInfo) bool { return i.Kind == k }) {
-		return nil, fmt.Errorf("kind %q is not known", k)
-	}
-	var s deploy.Step
-	err := strict(raw, &s)
-	s.Kind = deploy.Kind(k)
-	return Step{s}, err
-}
-
-func decodeAs[D Data](raw json.RawMessage) (Data, error) {
-	var d D
-	err := strict(raw, &d)
-	return d, err
+	return info.data.decode(raw)
 }
 
 // Genesis begins a ledger.
