@@ -6,6 +6,7 @@
 package digest
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -51,6 +52,30 @@ func Canonical(v any) ([]byte, error) {
 		return nil, fmt.Errorf("encoding canonical JSON: %w", err)
 	}
 	return out, nil
+}
+
+// DecodeExact reads canonical JSON of at most limit bytes into a value, and accepts its one spelling only: unknown fields, anything
+// after it, and whatever differs from what again, the value's encoder, gives are errors.
+func DecodeExact(b []byte, into any, limit int, again func() ([]byte, error)) error {
+	if len(b) > limit {
+		return fmt.Errorf("%d bytes, %d are allowed", len(b), limit)
+	}
+	dec := json.NewDecoder(bytes.NewReader(b))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(into); err != nil {
+		return err
+	}
+	if _, err := dec.Token(); err != io.EOF {
+		return fmt.Errorf("there is more after it")
+	}
+	canonical, err := again()
+	if err != nil {
+		return err
+	}
+	if !bytes.Equal(canonical, b) {
+		return fmt.Errorf("not in canonical form")
+	}
+	return nil
 }
 
 // OfValue returns the digest of the canonical JSON of v.

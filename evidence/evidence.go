@@ -30,10 +30,7 @@
 package evidence
 
 import (
-	"bytes"
-	"encoding/json"
 	"fmt"
-	"io"
 	"slices"
 	"strings"
 	"time"
@@ -148,33 +145,10 @@ func validPath(p string) bool {
 // DecodeManifest reads what Encode wrote, and nothing else. Its errors are of kind fault.Corrupt.
 func DecodeManifest(b []byte) (Manifest, error) {
 	var m Manifest
-	if err := exact(b, &m, maxManifestBytes, func() ([]byte, error) { return m.Encode() }); err != nil {
+	if err := digest.DecodeExact(b, &m, maxManifestBytes, func() ([]byte, error) { return m.Encode() }); err != nil {
 		return Manifest{}, fault.As(fault.Corrupt, fmt.Errorf("reading a manifest of evidence: %w", err))
 	}
 	return m, nil
-}
-
-// exact reads canonical JSON into a value, of which again gives the encoding.
-func exact(b []byte, into any, limit int, again func() ([]byte, error)) error {
-	if len(b) > limit {
-		return fmt.Errorf("%d bytes, %d are allowed", len(b), limit)
-	}
-	dec := json.NewDecoder(bytes.NewReader(b))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(into); err != nil {
-		return err
-	}
-	if _, err := dec.Token(); err != io.EOF {
-		return fmt.Errorf("there is more after it")
-	}
-	canonical, err := again()
-	if err != nil {
-		return err
-	}
-	if !bytes.Equal(canonical, b) {
-		return fmt.Errorf("not in canonical form")
-	}
-	return nil
 }
 
 // Receipt is what the server signs of an export, when it has recorded it.

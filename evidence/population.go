@@ -54,7 +54,7 @@ func (p Population) Encode() ([]byte, error) {
 // DecodePopulation reads what Encode wrote, and nothing else. Its errors are of kind fault.Corrupt.
 func DecodePopulation(b []byte) (Population, error) {
 	var p Population
-	if err := exact(b, &p, 1<<20, func() ([]byte, error) { return p.Encode() }); err != nil {
+	if err := digest.DecodeExact(b, &p, 1<<20, func() ([]byte, error) { return p.Encode() }); err != nil {
 		return Population{}, fault.As(fault.Corrupt, fmt.Errorf("reading a population: %w", err))
 	}
 	return p, nil

@@ -151,7 +151,7 @@ func Encode(d Decision) ([]byte, error) {
 // Decode reads what Encode wrote, and nothing else. Its errors are of kind fault.Invalid.
 func Decode(b []byte) (Decision, error) {
 	var d Decision
-	if err := decode(b, &d, MaxDecisionBytes, func() ([]byte, error) { return Encode(d) }); err != nil {
+	if err := digest.DecodeExact(b, &d, MaxDecisionBytes, func() ([]byte, error) { return Encode(d) }); err != nil {
 		return Decision{}, fault.As(fault.Invalid, fmt.Errorf("reading a decision: %w", err))
 	}
 	return d, nil

@@ -1,10 +1,7 @@
 package policy
 
 import (
-	"bytes"
-	"encoding/json"
 	"fmt"
-	"io"
 	"time"
 
 	"github.com/invarhq/invar/change"
@@ -161,33 +158,10 @@ func EncodeInput(in Input) ([]byte, error) {
 // DecodeInput reads what EncodeInput wrote, and nothing else. Its errors are of kind fault.Invalid.
 func DecodeInput(b []byte) (Input, error) {
 	var in Input
-	if err := decode(b, &in, MaxInputBytes, func() ([]byte, error) { return EncodeInput(in) }); err != nil {
+	if err := digest.DecodeExact(b, &in, MaxInputBytes, func() ([]byte, error) { return EncodeInput(in) }); err != nil {
 		return Input{}, fault.As(fault.Invalid, fmt.Errorf("reading a policy's input: %w", err))
 	}
 	return in, nil
-}
-
-// decode reads canonical JSON into a value, of which again gives the encoding.
-func decode(b []byte, into any, limit int, again func() ([]byte, error)) error {
-	if len(b) > limit {
-		return fmt.Errorf("%d bytes, %d are allowed", len(b), limit)
-	}
-	d := json.NewDecoder(bytes.NewReader(b))
-	d.DisallowUnknownFields()
-	if err := d.Decode(into); err != nil {
-		return err
-	}
-	if _, err := d.Token(); err != io.EOF {
-		return fmt.Errorf("there is more after it")
-	}
-	canonical, err := again()
-	if err != nil {
-		return err
-	}
-	if !bytes.Equal(canonical, b) {
-		return fmt.Errorf("not in canonical form")
-	}
-	return nil
 }
 
 // Check says what is wrong with the input by itself. Its errors are of kind fault.Invalid.
