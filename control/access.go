@@ -19,6 +19,7 @@ type Caller struct {
 	Actor Actor
 	token *state.Token // when he came by one, which may be good for less than its principal may
 	owner bool         // the machine's owner, while no definition is in force
+	key   string       // the SSH key that he has just proven to hold; "": he came otherwise
 	ends  time.Time    // when the credential does; zero: it does not by itself
 }
 
@@ -41,7 +42,7 @@ func (s *Service) Identify(id identity.Identity) (Caller, error) {
 			"have an administrator add it: invar init --platform")
 	}
 	by.Principal = who
-	return Caller{Actor: by, ends: id.ExpiresAt}, nil
+	return Caller{Actor: by, key: id.Key, ends: id.ExpiresAt}, nil
 }
 
 func (s *Service) owns(user string) bool { return user == "root" || user == s.config.User }
@@ -63,9 +64,13 @@ func (s *Service) IdentifyToken(secret string) (Caller, error) {
 	if !ok {
 		return Caller{Actor: by, token: &t, owner: t.Principal == "", ends: t.ExpiresAt}, nil
 	}
-	if who, ok := rules.Principal(t.Principal); !ok || who.Disabled {
+	switch who, ok := rules.Principal(t.Principal); {
+	case !ok || who.Disabled:
 		return Caller{Actor: by}, fault.WithHint(fault.Errorf(fault.Denied, "the token is not valid any more: the platform's definition has no principal %q", t.Principal),
 			"make a new one: invar token create NAME")
+	case t.Key != "" && !who.HasKey(t.Key):
+		return Caller{Actor: by}, fault.WithHint(fault.Errorf(fault.Denied, "the session is over: principal %s has the SSH key that opened it no more", t.Principal),
+			"log in with another: invar login")
 	}
 	return Caller{Actor: by, token: &t, ends: t.ExpiresAt}, nil
 }
@@ -89,6 +94,9 @@ func (s *Service) Allows(c Caller, p platform.Permission, env spec.EnvName) bool
 	index, ok := s.index(now)
 	if !ok {
 		return c.owner
+	}
+	if c.token != nil && c.token.Key != "" && !index.HasKey(c.Actor.Principal, c.token.Key) {
+		return false
 	}
 	return index.Allows(c.Actor.Principal, p, env, at)
 }

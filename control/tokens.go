@@ -50,6 +50,9 @@ func (s *Service) CreateToken(ctx context.Context, by Caller, name string, scope
 	secret = tokenPrefix + text
 	data := state.TokenCreate{Token: state.TokenID(id), Name: name, Secret: digest.Of([]byte(secret)), Principal: by.Actor.Principal,
 		Permissions: scope.Permissions, Environments: scope.Environments, Session: scope.Session}
+	if scope.Session {
+		data.Key = by.key
+	}
 	if scope.Lifetime > 0 {
 		data.ExpiresAt = state.Millis(s.config.Now().Add(scope.Lifetime))
 	}

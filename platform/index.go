@@ -70,6 +70,12 @@ func (x *Index) Identify(id identity.Identity) (PrincipalName, bool) {
 	return "", false
 }
 
+// HasKey reports whether the principal has the SSH key.
+func (x *Index) HasKey(name PrincipalName, key string) bool {
+	p, ok := x.definition.Principal(name)
+	return ok && p.HasKey(key)
+}
+
 // Allows is Definition.Allows.
 func (x *Index) Allows(name PrincipalName, p Permission, env spec.EnvName, now time.Time) bool {
 	if !x.known[name] {

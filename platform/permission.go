@@ -187,11 +187,16 @@ func (p Principal) is(id identity.Identity) bool {
 	case identity.Local:
 		return slices.Contains(p.LocalUsers, id.Name)
 	case identity.SSH:
-		return slices.ContainsFunc(p.SSHKeys, func(line string) bool { return SameKey(line, id.Key) })
+		return p.HasKey(id.Key)
 	case identity.OIDC:
 		return slices.ContainsFunc(p.OIDC, func(o OIDC) bool { return o.Issuer == id.Issuer && identity.MatchClaims(o.Claims, id.Claims) })
 	}
 	return false
+}
+
+// HasKey reports whether the principal has the SSH key, as authorized_keys spells it.
+func (p Principal) HasKey(key string) bool {
+	return slices.ContainsFunc(p.SSHKeys, func(line string) bool { return SameKey(line, key) })
 }
 
 // SameKey compares two keys as authorized_keys spells them: type and key, whatever the comment.

@@ -361,7 +361,7 @@ func (f *fold) tokenCreate(e Entry, d TokenCreate) error {
 		return fault.Errorf(fault.Conflict, "token %s exists already", d.Token)
 	}
 	f.put(tableTokens, &Token{ID: d.Token, Name: d.Name, Secret: d.Secret, Actor: e.Actor, CreatedAt: e.Time,
-		Principal: d.Principal, Permissions: d.Permissions, Environments: d.Environments, ExpiresAt: d.ExpiresAt, Session: d.Session})
+		Principal: d.Principal, Permissions: d.Permissions, Environments: d.Environments, ExpiresAt: d.ExpiresAt, Session: d.Session, Key: d.Key})
 	return nil
 }
 

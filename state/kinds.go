@@ -239,6 +239,7 @@ type TokenCreate struct {
 	Environments []platform.Pattern     `json:"environments,omitempty"` // where; unset: wherever the principal may
 	ExpiresAt    time.Time              `json:"expires_at,omitzero"`
 	Session      bool                   `json:"session,omitempty"` // made by a login, not by hand
+	Key          string                 `json:"key,omitempty"`     // of a session: the SSH key that it was opened with, as in authorized_keys; it ends when the principal has that key no more
 }
 
 // TokenRevoke makes a token invalid for good.
@@ -331,6 +332,9 @@ func checkMove(app spec.AppName, generation, base int) error {
 func (VolumeDestroy) check(e Entry) error { return somewhere(e) }
 
 func (t TokenCreate) check(e Entry) error {
+	if t.Key != "" && !t.Session {
+		return errors.New("a key of what is no session")
+	}
 	return errors.Join(nowhere(e), checkTokenID(t.Token), spec.CheckName(t.Name), required(t.Secret))
 }
 

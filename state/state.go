@@ -127,6 +127,7 @@ type Token struct {
 	Environments []platform.Pattern     `json:"environments,omitempty"`
 	ExpiresAt    time.Time              `json:"expires_at,omitzero"`
 	Session      bool                   `json:"session,omitempty"`
+	Key          string                 `json:"key,omitempty"`
 }
 
 // Tables and their indexes beside "id".
