@@ -48,7 +48,7 @@ func (a *app) ledgerLogCommand() *cobra.Command {
 			for _, e := range entries {
 				what := describe(e)
 				if what == e.Kind {
-					what = subjects(e)
+					what = strings.Trim(subjects(e)+", "+e.Outcome, ", ")
 				}
 				if e.Reason != "" {
 					what += ": " + e.Reason

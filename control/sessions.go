@@ -206,7 +206,7 @@ func (s *Service) talk(ctx context.Context, x Execution, o Opened, kept Recordin
 	full := tape.End(s.config.Now())
 	switch {
 	case full != nil:
-		return Ended{state.SessionFull, -1}, fmt.Errorf("recording: %w", full)
+		return Ended{state.SessionFull, -1}, fmt.Errorf("the session was ended: %w", full)
 	case deadline:
 		return Ended{state.SessionDeadline, -1}, nil
 	case stopped:

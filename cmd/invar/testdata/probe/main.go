@@ -6,7 +6,10 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"strings"
+	"syscall"
 	"time"
+	"unsafe"
 )
 
 func main() {
@@ -28,12 +31,22 @@ func main() {
 	os.Exit(1)
 }
 
-// shell is what sessions run in an image without one: it repeats what it reads, and ends with status 3 at "leave".
+// shell is what sessions run in an image without one: it repeats what it reads, tells its terminal, writes without end, or ends with status 3.
 func shell() {
 	fmt.Println("hello from", os.Getenv("MODE"))
 	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
-		if lines.Text() == "leave" {
+		switch lines.Text() {
+		case "leave":
 			os.Exit(3)
+		case "terminal":
+			var size struct{ rows, cols, x, y uint16 }
+			_, _, err := syscall.Syscall(syscall.SYS_IOCTL, 0, syscall.TIOCGWINSZ, uintptr(unsafe.Pointer(&size)))
+			fmt.Printf("a terminal of %d rows, %d columns (%v), TERM %s\n", size.rows, size.cols, err, os.Getenv("TERM"))
+			continue
+		case "flood":
+			for line := strings.Repeat("x", 1000) + "\n"; ; {
+				os.Stdout.WriteString(line)
+			}
 		}
 		fmt.Println("you said", lines.Text())
 	}
