@@ -84,6 +84,7 @@ type EnvironmentSummary struct {
 	Healthy    int           `json:"healthy" doc:"Instances of the head that pass their checks."`
 	Total      int           `json:"total" doc:"All instances, those of older releases included."`
 	Tainted    int           `json:"tainted,omitempty" doc:"Those that somebody was in, and that are to be replaced."`
+	OnDrift    string        `json:"on_drift,omitempty" enum:"alert" doc:"What follows when an instance differs from its release; absent: it is replaced."`
 	Fork       *Fork         `json:"fork,omitempty" doc:"What it is a fork of; absent: it is none."`
 	Notices    []Notice      `json:"notices,omitempty" doc:"What blocks it, what waits and what is due, beside how it does."`
 }

@@ -104,6 +104,7 @@ func TestPlan(t *testing.T) {
 		{"fewer of the same", base, with(func(r *release.Record) { r.Components[2].Replicas = 1 }), []string{"- web +0 -1; replicas", "2 unchanged"}},
 		{"a route comes", base, with(func(r *release.Record) { r.Routes = []release.Route{route} }),
 			[]string{"+ route site:  => shop.localhost/ -> web:http", "3 unchanged"}},
+		{"only what follows on drift", base, with(func(r *release.Record) { r.OnDrift = spec.Alert }), []string{"rollout on_drift", "3 unchanged"}},
 		{"only how it is rolled out", base, with(func(r *release.Record) { r.Rollout.MaxParallel = 2 }), []string{"rollout max_parallel", "3 unchanged"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

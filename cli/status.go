@@ -106,6 +106,9 @@ func renderHead(w io.Writer, st style, env api.Environment) {
 	if f := env.Fork; f != nil {
 		fmt.Fprintf(w, "  %s of %s%s, owned by %s, until %s\n", forkWord(f), f.From, atGeneration(f.Generation), f.Owner, f.ExpiresAt.Local().Format(time.DateTime))
 	}
+	if env.OnDrift != "" {
+		fmt.Fprintf(w, "  on drift: %s\n", env.OnDrift)
+	}
 	for _, n := range env.Notices {
 		fmt.Fprintf(w, "  %s %s\n", st.warn(n.Kind+":"), n.Text)
 	}

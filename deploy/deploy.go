@@ -93,7 +93,7 @@ type Step struct {
 	Until      int64              `json:"until_ms,omitempty"`   // Tainted, Drifted: not replaced before this time; 0: at once
 	Foreign    []instance.Foreign `json:"foreign,omitempty"`    // Tainted: the processes found
 	Findings   []instance.Finding `json:"findings,omitempty"`   // Drifted: how it differs; at most maxFindings of them
-	Response   Response           `json:"response,omitempty"`   // Drifted: what follows
+	Response   spec.Response      `json:"response,omitempty"`   // Drifted: what follows
 	Cause      string             `json:"cause,omitempty"`      // why, one sentence for people
 }
 

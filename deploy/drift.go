@@ -9,15 +9,7 @@ import (
 	"github.com/invarhq/invar/digest"
 	"github.com/invarhq/invar/fault"
 	"github.com/invarhq/invar/instance"
-)
-
-// Response is what follows when an instance differs from its release.
-type Response string
-
-// The responses.
-const (
-	Replace Response = "replace" // as one that is tainted
-	Alert   Response = "alert"   // the entry, and nothing else
+	"github.com/invarhq/invar/spec"
 )
 
 // ByDrift is who taints when an instance was measured and differs.
@@ -68,7 +60,7 @@ func (e *Environment) drift(s Step, at time.Time) error {
 		return fault.Errorf(fault.Conflict, "no such instance")
 	case len(s.Findings) == 0:
 		return fault.Errorf(fault.Invalid, "how does it differ?")
-	case s.Response != Replace && s.Response != Alert:
+	case !slices.Contains(spec.Responses(), s.Response):
 		return fault.Errorf(fault.Invalid, "unknown response %q", s.Response)
 	}
 	i.Drift = slices.Clone(i.Drift)
@@ -83,7 +75,7 @@ func (e *Environment) drift(s Step, at time.Time) error {
 	}
 	e.Drifts[i.Digest] = e.Drifts[i.Digest].after(i.CreatedAt, at)
 	e.Instances[s.ID] = i
-	if s.Response == Alert || i.taintedBy(ByDrift) {
+	if s.Response == spec.Alert || i.taintedBy(ByDrift) {
 		return nil
 	}
 	return e.taint(Step{Kind: Tainted, ID: s.ID, By: ByDrift, Cause: s.Cause, Until: s.Until}, at)
@@ -111,11 +103,16 @@ func (t *turn) measure(i Instance, o instance.Observation) {
 		cause += fmt.Sprintf(" and %d more", n-1)
 	}
 	step := Step{Kind: Drifted, ID: i.ID, Findings: slices.Clone(fresh[:min(len(fresh), maxFindings)]), Response: t.e.response(), Cause: cause}
-	if due := t.e.Drifts[i.Digest].after(i.CreatedAt, t.now).due(); !due.IsZero() && step.Response == Replace {
+	if due := t.e.Drifts[i.Digest].after(i.CreatedAt, t.now).due(); !due.IsZero() && step.Response != spec.Alert {
 		step.Until = due.UnixMilli()
 	}
 	t.emit(step)
 }
 
-// response is the environment's rule.
-func (e Environment) response() Response { return Replace }
+// response is the environment's rule: the head's. A destroyed environment goes by the one that it had.
+func (e *Environment) response() spec.Response {
+	if e.Head.Release == "" {
+		return e.Previous.Record.Response()
+	}
+	return e.Head.Record.Response()
+}

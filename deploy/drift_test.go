@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/invarhq/invar/instance"
+	"github.com/invarhq/invar/spec"
 )
 
 func TestInstanceThatDiffersIsReplacedBesideAndRecordedOnce(t *testing.T) {
@@ -61,5 +62,30 @@ func TestInstancesThatDifferForOneReasonCountOnce(t *testing.T) {
 		if taint, ok := i.Tainted(); ok && !taint.Until.IsZero() {
 			t.Errorf("%s waits until %v", id, taint.Until)
 		}
+	}
+}
+
+func TestAnAlertLeavesTheInstanceAsItIs(t *testing.T) {
+	s := running(settings, "web×2=a")
+	s.onDrift = spec.Alert
+	s.head(settings, "web×2=a")
+	s.rest()
+	s.want(t, "web: a×2 a:100", "complete g2") // that the rule is another replaces no instance
+	s.differ("web-1", "limit")
+	s.rest()
+	s.want(t, "web: a×2 a:100", "detected web-1")
+	if i := s.env.Instances["web-1"]; !s.env.Serving(i) || len(i.Taints) > 0 {
+		t.Errorf("instance %+v", i)
+	}
+}
+
+func TestADestroyedEnvironmentGoesByTheRuleThatItHad(t *testing.T) {
+	s := newScene()
+	s.onDrift = spec.Alert
+	s.head(settings, "web×1=a")
+	s.thrive(time.Minute)
+	s.head(settings)
+	if got := s.env.response(); got != spec.Alert {
+		t.Errorf("response %q", got)
 	}
 }

@@ -23,6 +23,7 @@ type scene struct {
 	ids     int
 	log     []string
 	records map[digest.Digest]release.Record
+	onDrift spec.Response // of the heads to come
 }
 
 func newScene() *scene {
@@ -48,6 +49,7 @@ func (s *scene) have() []instance.Observation {
 // head makes the release of these components the head.
 func (s *scene) head(settings release.Rollout, components ...string) {
 	r := record(settings, components...)
+	r.OnDrift = s.onDrift
 	d, err := r.Digest()
 	if err != nil {
 		panic(err)

@@ -102,7 +102,7 @@ func Compare(a, b Record) Changes {
 	out.Components = pairs(byName(a.Components, placedName), byName(b.Components, placedName), componentChange)
 	out.Routes = pairs(byName(a.Routes, routeName), byName(b.Routes, routeName), routeChange)
 	if a.V != 0 && b.V != 0 {
-		out.Rollout = rolloutCauses(a.Rollout, b.Rollout)
+		out.Rollout = slices.Concat(rolloutCauses(a.Rollout, b.Rollout), setting("on_drift", a.Response(), b.Response()))
 	}
 	out.Platform = platformChanges(a.Platform, b.Platform)
 	return out

@@ -173,7 +173,7 @@ func (r Record) Check() error {
 			ports[spec.PortRef{Component: p.Component.Name, Port: port.Name}] = port.Number
 		}
 	}
-	return cmp.Or(r.checkReferences(ports), r.checkSecrets(), r.Rollout.check(), r.checkPlatform())
+	return cmp.Or(r.checkReferences(ports), r.checkSecrets(), r.Rollout.check(), r.checkResponse(), r.checkPlatform())
 }
 
 // checkPlatform sees to it that the environment of the platform has its definition and nothing else, and that no other has one.
@@ -223,6 +223,14 @@ func (r Record) checkReferences(ports map[spec.PortRef]int) error {
 		if (rt.TCP == "") == (rt.Host == "") {
 			return fault.Errorf(fault.Invalid, "route %q has not one of host and tcp", rt.Name)
 		}
+	}
+	return nil
+}
+
+// checkResponse accepts one spelling of each response.
+func (r Record) checkResponse() error {
+	if r.OnDrift == spec.Replace || !slices.Contains(spec.Responses(), r.Response()) {
+		return fault.Errorf(fault.Invalid, "release: on_drift is %q", r.OnDrift)
 	}
 	return nil
 }

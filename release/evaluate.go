@@ -35,6 +35,9 @@ func Evaluate(app spec.App, bundle digest.Digest, images map[spec.ImageName]imag
 		return Record{}, err
 	}
 	r := Record{V: Version, App: app.Name, Env: app.Env.Name, Bundle: bundle, Components: []Placed{}, Routes: []Route{}, Rollout: rollout(app.Env.Rollout)}
+	if app.Env.OnDrift != spec.Replace {
+		r.OnDrift = app.Env.OnDrift
+	}
 	ports := map[spec.PortRef]int{}
 	for _, c := range app.Components {
 		for _, p := range c.Ports {

@@ -13,6 +13,8 @@
 package release
 
 import (
+	"cmp"
+
 	"github.com/invarhq/invar/digest"
 	"github.com/invarhq/invar/image"
 	"github.com/invarhq/invar/platform"
@@ -46,10 +48,16 @@ type Record struct {
 	Routes     []Route       `json:"routes"`     // sorted by name
 	Rollout    Rollout       `json:"rollout"`
 
+	// OnDrift is what follows when an instance differs from this; unset: replace, which is spelled in no other way.
+	OnDrift spec.Response `json:"on_drift,omitempty"`
+
 	// Platform is the platform's own definition, which is what the environment "platform" has instead of components and
 	// routes; nil in every other.
 	Platform *platform.Definition `json:"platform,omitempty"`
 }
+
+// Response is what follows when an instance differs from the release.
+func (r Record) Response() spec.Response { return cmp.Or(r.OnDrift, spec.Replace) }
 
 // Placed is a component with what does not belong to its identity.
 type Placed struct {

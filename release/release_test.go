@@ -288,6 +288,8 @@ func TestDecodeAcceptsOneSpelling(t *testing.T) {
 		"wrong number":    strings.Replace(s, `"number":5432,"port":"sql"`, `"number":5433,"port":"sql"`, 1),
 		"empty":           "",
 		"float":           strings.Replace(s, `"replicas":1`, `"replicas":1.0`, 1),
+		"default spelled": strings.Replace(s, `"rollout":`, `"on_drift":"replace","rollout":`, 1),
+		"bad response":    strings.Replace(s, `"rollout":`, `"on_drift":"ignore","rollout":`, 1),
 		"bad digest":      strings.Replace(s, `"bundle":"sha256:`, `"bundle":"sha512:`, 1),
 		"escaped spelled": strings.Replace(s, `"shop"`, `"\u0073hop"`, 1),
 	} {
@@ -338,6 +340,7 @@ func TestDiffSaysWhy(t *testing.T) {
 	b.Components = append(b.Components, third)
 	b.Routes[0].Host = "shop.example.com"
 	b.Env.Rollout.AutoRevert = false
+	b.Env.OnDrift = spec.Alert
 	got := release.Diff(record(t, a), record(t, b)).String()
 	golden(t, filepath.Join("testdata", "diff.txt"), []byte(got))
 	if strings.Contains(got, "~") {

@@ -41,9 +41,22 @@ type App struct {
 type Environment struct {
 	Name        EnvName
 	PromoteFrom EnvName // "" when none
+	OnDrift     Response
 	Rollout     Rollout
 	Range       Range
 }
+
+// Response is what follows when an instance was measured and differs from its release.
+type Response string
+
+// The responses.
+const (
+	Replace Response = "replace" // as one that is tainted: beside, then retire. What an environment does that says nothing
+	Alert   Response = "alert"   // the entry in the ledger, and nothing else
+)
+
+// Responses has all of them.
+func Responses() []Response { return []Response{Replace, Alert} }
 
 // Image says how an image comes to be. Exactly one of Ref, Go, Layers and Debian is set.
 type Image struct {

@@ -17,6 +17,7 @@ import (
 	"github.com/invarhq/invar/fault"
 	"github.com/invarhq/invar/instance"
 	"github.com/invarhq/invar/release"
+	"github.com/invarhq/invar/spec"
 	"github.com/invarhq/invar/state"
 )
 
@@ -73,7 +74,7 @@ func samples() []state.Entry {
 	datas = append(datas, state.Fork{App: "shop", Generation: 1, Release: d, Bundle: d, Plan: d, ForkOf: state.ForkOf{From: "prod", FromGeneration: 3, Of: "prod",
 		Domain: "localhost", Secrets: release.Pins{"db-password": d}, Snapshot: true, TTLMS: 60_000, Owner: "local:alice"}})
 	datas = append(datas, state.Step{Step: deploy.Step{
-		Kind: deploy.Drifted, ID: "web-aaaaaaaaaa", Response: deploy.Replace, Until: 1764064800000, Cause: "because",
+		Kind: deploy.Drifted, ID: "web-aaaaaaaaaa", Response: spec.Replace, Until: 1764064800000, Cause: "because",
 		Findings: []instance.Finding{{Kind: "limit", Field: "processes", Expected: "64", Found: "none", Controls: []string{"CM-6", "SC-6"}}},
 	}})
 	datas = append(datas, state.Verify{Instances: 3, Differ: []instance.ID{"web-aaaaaaaaaa"}, More: 1})

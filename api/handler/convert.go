@@ -63,6 +63,7 @@ func summaryOf(e state.Environment, head state.Generation) api.EnvironmentSummar
 		Name: string(e.Name), Generation: head.Number, Release: head.Release, Bundle: head.Bundle,
 		State: string(head.Outcome), Cause: head.Cause, By: head.Actor.String(), Reason: head.Reason,
 		At: head.At, EndedAt: when(head.EndedAt), Total: len(e.Instances), Tainted: e.TaintedInstances(), Fork: forkOf(e),
+		OnDrift: string(e.Head.Record.OnDrift),
 	}
 	if !e.Destroyed() {
 		out.App = string(e.App)

@@ -1,6 +1,7 @@
 package parse
 
 import (
+	"cmp"
 	"encoding/base64"
 	"fmt"
 	"io/fs"
@@ -22,11 +23,22 @@ import (
 func (e *evaluator) environment() spec.Environment {
 	n := e.node(e.env, e.full)
 	out := spec.Environment{Name: spec.EnvName(e.env.label()), PromoteFrom: spec.EnvName(n.text("promote_from"))}
+	out.OnDrift = n.onDrift()
 	e.promotion(n)
 	e.environmentReplicas(n)
 	out.Rollout = e.rollout(n.one("rollout"))
 	out.Range = e.done(n)
 	return out
+}
+
+// onDrift is what follows when an instance differs.
+func (n *node) onDrift() spec.Response {
+	var names []string
+	for _, r := range spec.Responses() {
+		names = append(names, string(r))
+	}
+	n.choice("on_drift", names...)
+	return cmp.Or(spec.Response(n.text("on_drift")), spec.Replace)
 }
 
 // promotion checks that the environments promote from each other in no circle.

@@ -118,7 +118,7 @@ func TestDesignExampleEvaluatesForStagingAndProd(t *testing.T) {
 
 func designApp(env spec.EnvName) spec.App {
 	level, replicas := "info", 2
-	e := spec.Environment{Name: env, Rollout: spec.DefaultRollout()}
+	e := spec.Environment{Name: env, OnDrift: spec.Replace, Rollout: spec.DefaultRollout()}
 	if env == "prod" {
 		level, replicas = "warn", 4
 		e.PromoteFrom = "staging"

@@ -161,7 +161,7 @@ var (
 
 	environmentBlock = &block{
 		name: "environment", labels: []string{"name"},
-		attrs:   []attr{raw("variables"), {name: "replicas", typ: cty.Map(cty.Number)}, str("promote_from")},
+		attrs:   []attr{raw("variables"), {name: "replicas", typ: cty.Map(cty.Number)}, str("promote_from"), str("on_drift")},
 		blocks:  []*block{rolloutBlock},
 		foreign: foreign(nil),
 	}
