@@ -148,15 +148,20 @@ func (a *app) renderChangeDetail(w io.Writer, st style, ch api.ChangeDetail) {
 	a.renderPlan(w, st, ch.Plan)
 	fmt.Fprintf(w, "\nplan %s\n", ch.Plan.Digest)
 	a.renderDecisions(w, st, ch.Decisions)
-	for _, ap := range ch.Approvals {
+	renderApprovals(w, st, ch.Approvals)
+	for _, m := range ch.Missing {
+		fmt.Fprintf(w, "%s %s\n", st.warn("lacks"), m)
+	}
+}
+
+// renderApprovals writes who has signed.
+func renderApprovals(w io.Writer, st style, approvals []api.Approval) {
+	for _, ap := range approvals {
 		fmt.Fprintf(w, "%s by %s at %s with key %s", st.good("approved"), ap.By, ap.At.Local().Format(time.DateTime), ap.KeyID)
 		if ap.Note != "" {
 			fmt.Fprintf(w, ": %s", ap.Note)
 		}
 		fmt.Fprintln(w)
-	}
-	for _, m := range ch.Missing {
-		fmt.Fprintf(w, "%s %s\n", st.warn("lacks"), m)
 	}
 }
 

@@ -138,13 +138,7 @@ func renderErasure(w io.Writer, st style, r api.Erasure) {
 		entries = append(entries, strconv.FormatInt(i, 10))
 	}
 	fmt.Fprintf(w, "  named by entry %s\n", strings.Join(entries, ", "))
-	for _, ap := range r.Approvals {
-		fmt.Fprintf(w, "%s by %s at %s with key %s", st.good("approved"), ap.By, ap.At.Local().Format(time.DateTime), ap.KeyID)
-		if ap.Note != "" {
-			fmt.Fprintf(w, ": %s", ap.Note)
-		}
-		fmt.Fprintln(w)
-	}
+	renderApprovals(w, st, r.Approvals)
 	switch {
 	case r.Status == api.ErasureErased && r.ErasedAt != nil:
 		fmt.Fprintf(w, "%s by entry %d at %s\n", st.bad("erased"), r.ErasedIn, r.ErasedAt.Local().Format(time.DateTime))
