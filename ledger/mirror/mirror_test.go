@@ -14,37 +14,29 @@ import (
 	"sync/atomic"
 	"testing"
 
-	"golang.org/x/mod/sumdb/note"
-
 	"github.com/invarhq/invar/fault"
 	"github.com/invarhq/invar/ledger"
+	"github.com/invarhq/invar/ledger/ledgertest"
 	"github.com/invarhq/invar/ledger/mirror"
 	"github.com/invarhq/invar/ledger/tiles"
-	"github.com/invarhq/invar/store/storetest"
 )
 
 const origin = "invar.example/ledger"
 
 // scene is a log that is served by a function call, and a directory for its copy.
 type scene struct {
-	t        *testing.T
-	signer   note.Signer
-	verifier note.Verifier
-	vkey     string
-	log      *ledger.Log
-	dir      string
-	fetched  atomic.Int64
-	change   func(path string, data []byte) ([]byte, error) // what a bad log or network makes of an answer
+	t       *testing.T
+	key     ledgertest.Key
+	log     *ledger.Log
+	dir     string
+	fetched atomic.Int64
+	change  func(path string, data []byte) ([]byte, error) // what a bad log or network makes of an answer
 }
 
 func newScene(t *testing.T, size int) *scene {
 	t.Helper()
 	s := &scene{t: t, dir: t.TempDir()}
-	skey, vkey, err := ledger.GenerateKey(origin)
-	s.must(err)
-	s.vkey = vkey
-	s.signer, s.verifier, err = ledger.ParseKey(skey)
-	s.must(err)
+	s.key = ledgertest.NewKey(t, origin)
 	s.log = s.newLog("entry", size)
 	return s
 }
@@ -58,27 +50,13 @@ func (s *scene) must(err error) {
 
 func (s *scene) newLog(prefix string, size int) *ledger.Log {
 	s.t.Helper()
-	store, err := storetest.NewDisk().Open()
-	s.must(err)
-	log, err := ledger.Open(s.t.Context(), store, ledger.Config{Origin: origin, Signer: s.signer, Verifier: s.verifier})
-	s.must(err)
-	s.t.Cleanup(func() { log.Close() })
-	if size > 0 {
-		s.grow(log, prefix, size)
-	}
-	return log
+	return s.key.NewLog(s.t, prefix, size)
 }
 
 // grow appends entries until there are size.
 func (s *scene) grow(log *ledger.Log, prefix string, size int) {
 	s.t.Helper()
-	_, err := log.Append(s.t.Context(), func(next int64) (out [][]byte, _ error) {
-		for i := next; i < int64(size); i++ {
-			out = append(out, fmt.Appendf(nil, "%s %d", prefix, i))
-		}
-		return out, nil
-	})
-	s.must(err)
+	ledgertest.Grow(s.t, log, prefix, size-int(log.Size()))
 }
 
 func (s *scene) fetch(ctx context.Context, path string) ([]byte, error) {
@@ -96,7 +74,7 @@ func (s *scene) fetch(ctx context.Context, path string) ([]byte, error) {
 // turn copies what is new.
 func (s *scene) turn() (mirror.Report, error) {
 	s.t.Helper()
-	m, err := mirror.Open(s.dir, s.vkey, s.fetch, slog.New(slog.NewTextHandler(s.t.Output(), nil)))
+	m, err := mirror.Open(s.dir, s.key.VKey, s.fetch, slog.New(slog.NewTextHandler(s.t.Output(), nil)))
 	s.must(err)
 	defer m.Close()
 	return m.Turn(s.t.Context())
@@ -104,7 +82,7 @@ func (s *scene) turn() (mirror.Report, error) {
 
 // verify checks the copy as an auditor does.
 func (s *scene) verify() (ledger.Report, error) {
-	return ledger.Verify(s.t.Context(), tiles.New(os.DirFS(s.dir)), s.vkey)
+	return ledger.Verify(s.t.Context(), tiles.New(os.DirFS(s.dir)), s.key.VKey)
 }
 
 func TestCopyFollowsTheLogAndVerifies(t *testing.T) {
@@ -305,13 +283,13 @@ func TestCopyHasOneLogAndOneProcess(t *testing.T) {
 	if _, err := mirror.Open(s.dir, "", s.fetch, discard); fault.KindOf(err) != fault.Invalid {
 		t.Errorf("without a key: %v", err)
 	}
-	m, err := mirror.Open(s.dir, s.vkey, s.fetch, discard)
+	m, err := mirror.Open(s.dir, s.key.VKey, s.fetch, discard)
 	s.must(err)
-	if _, err := mirror.Open(s.dir, s.vkey, s.fetch, discard); !errors.Is(err, fault.Conflict) {
+	if _, err := mirror.Open(s.dir, s.key.VKey, s.fetch, discard); !errors.Is(err, fault.Conflict) {
 		t.Errorf("a second: %v", err)
 	}
 	s.must(m.Close())
-	if _, err := mirror.Open(s.dir, newScene(t, 0).vkey, s.fetch, discard); fault.KindOf(err) != fault.Invalid {
+	if _, err := mirror.Open(s.dir, newScene(t, 0).key.VKey, s.fetch, discard); fault.KindOf(err) != fault.Invalid {
 		t.Errorf("another key: %v", err)
 	}
 	m, err = mirror.Open(s.dir, "", s.fetch, discard) // the key that it has

@@ -13,7 +13,7 @@ const fixedLog = "invar.example/ledger+3396c23e+AQOhB7+zzhC+HXDdGOdLwJln5PYwm6UN
 
 func FuzzRequest(f *testing.F) {
 	k := newLogKey(f)
-	log := newLog(f, k, "entry", 5)
+	log := k.NewLog(f, "entry", 5)
 	f.Add(request(f, log, 0).Marshal())
 	f.Add(request(f, log, 3).Marshal())
 	f.Add(request(f, log, 5).Marshal())
@@ -93,7 +93,7 @@ func FuzzPolicy(f *testing.F) {
 
 func FuzzAnswer(f *testing.F) {
 	k, w := newLogKey(f), newKey(f, "w")
-	signed := newLog(f, k, "entry", 2).Checkpoint()
+	signed := k.NewLog(f, "entry", 2).Checkpoint()
 	f.Add([]byte("— w AAAAAAAA\n"))
 	f.Add(w.Cosign("another text\n", noon))
 	f.Fuzz(func(t *testing.T, answer []byte) {

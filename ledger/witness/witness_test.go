@@ -3,7 +3,6 @@ package witness_test
 import (
 	"bytes"
 	"errors"
-	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -14,62 +13,28 @@ import (
 
 	"github.com/invarhq/invar/fault"
 	"github.com/invarhq/invar/ledger"
+	"github.com/invarhq/invar/ledger/ledgertest"
 	"github.com/invarhq/invar/ledger/witness"
-	"github.com/invarhq/invar/store/storetest"
 )
 
 const origin = "invar.example/ledger"
 
 var noon = time.Date(2026, 11, 25, 12, 0, 0, 0, time.UTC)
 
-// logKey is the key of the logs in these tests: two logs with it are one log that forks.
+// logKey is the key of the logs in these tests, as a witness knows it.
 type logKey struct {
-	signer note.Signer
-	witness.Log
+	ledgertest.Key
+	Log witness.Log
 }
 
 func newLogKey(t testing.TB) logKey {
 	t.Helper()
-	skey, vkey, err := ledger.GenerateKey(origin)
+	k := ledgertest.NewKey(t, origin)
+	l, err := witness.ParseLog(k.VKey)
 	if err != nil {
 		t.Fatal(err)
 	}
-	signer, _, err := ledger.ParseKey(skey)
-	if err != nil {
-		t.Fatal(err)
-	}
-	l, err := witness.ParseLog(vkey)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return logKey{signer, l}
-}
-
-// newLog opens a log whose first size entries begin with prefix.
-func newLog(t testing.TB, k logKey, prefix string, size int) *ledger.Log {
-	t.Helper()
-	s, err := storetest.NewDisk().Open()
-	if err != nil {
-		t.Fatal(err)
-	}
-	log, err := ledger.Open(t.Context(), s, ledger.Config{Origin: origin, Signer: k.signer, Verifier: k.Verifier})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { log.Close() })
-	grow(t, log, prefix, size)
-	return log
-}
-
-func grow(t testing.TB, log *ledger.Log, prefix string, by int) {
-	t.Helper()
-	for range by {
-		if _, err := log.Append(t.Context(), func(next int64) ([][]byte, error) {
-			return [][]byte{fmt.Appendf(nil, "%s %d", prefix, next)}, nil
-		}); err != nil {
-			t.Fatal(err)
-		}
-	}
+	return logKey{k, l}
 }
 
 // request asks for the newest checkpoint of a log.
@@ -109,25 +74,25 @@ func cosign(t testing.TB, k logKey, w witness.Key, seen *witness.Seen, r witness
 
 func TestWitnessFollowsALogThatGrows(t *testing.T) {
 	k, w := newLogKey(t), newKey(t, "witness.example/w1")
-	log := newLog(t, k, "entry", 1)
+	log := k.NewLog(t, "entry", 1)
 	var seen witness.Seen
 	for range 70 {
 		old := seen.Size
 		if d := cosign(t, k, w, &seen, request(t, log, old)); d.Verdict != witness.Cosign {
 			t.Fatalf("from %d to %d: %v, %v", old, log.Size(), d.Verdict, d.Err)
 		}
-		grow(t, log, "entry", 1+int(log.Size())%7)
+		ledgertest.Grow(t, log, "entry", 1+int(log.Size())%7)
 	}
 }
 
 func TestWitnessAnswers(t *testing.T) {
 	k, w := newLogKey(t), newKey(t, "witness.example/w1")
-	log, fork := newLog(t, k, "entry", 10), newLog(t, k, "other", 10)
+	log, fork := k.NewLog(t, "entry", 10), k.NewLog(t, "other", 10)
 	var seen witness.Seen
 	cosign(t, k, w, &seen, request(t, log, 0))
 	older := request(t, log, 10)
-	grow(t, log, "entry", 5)
-	grow(t, fork, "other", 5)
+	ledgertest.Grow(t, log, "entry", 5)
+	ledgertest.Grow(t, fork, "other", 5)
 	newer := request(t, log, 10)
 	with := func(change func(r *witness.Request)) witness.Request {
 		r := newer
@@ -137,7 +102,7 @@ func TestWitnessAnswers(t *testing.T) {
 	}
 	stranger := newLogKey(t)
 	signedBy := func(text string) []byte {
-		b, err := note.Sign(&note.Note{Text: text}, k.signer)
+		b, err := note.Sign(&note.Note{Text: text}, k.Signer)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -160,7 +125,7 @@ func TestWitnessAnswers(t *testing.T) {
 		"a proof that should be empty": {witness.Request{Old: 10, Proof: newer.Proof, Checkpoint: older.Checkpoint}, witness.BadProof, ""},
 		"the old size is beyond":       {with(func(r *witness.Request) { r.Old = 16 }), witness.Malformed, ""},
 		"another origin":               {with(func(r *witness.Request) { r.Checkpoint = append([]byte("x"), r.Checkpoint...) }), witness.UnknownOrigin, ""},
-		"the signature of another key": {request(t, newLog(t, stranger, "entry", 15), 10), witness.BadSignature, ""},
+		"the signature of another key": {request(t, stranger.NewLog(t, "entry", 15), 10), witness.BadSignature, ""},
 		"a signature over something else": {with(func(r *witness.Request) {
 			r.Checkpoint = bytes.Replace(r.Checkpoint, []byte("\n15\n"), []byte("\n16\n"), 1)
 		}), witness.BadSignature, ""},
@@ -169,7 +134,7 @@ func TestWitnessAnswers(t *testing.T) {
 		"signed, but in another spelling": {with(func(r *witness.Request) {
 			r.Checkpoint = signedBy(strings.Replace(text, "\n15\n", "\n015\n", 1) + "\n")
 		}), witness.Malformed, ""},
-		"the empty tree, when none is known": {witness.Request{Checkpoint: newLog(t, k, "", 0).Checkpoint()}, witness.Conflict, ""},
+		"the empty tree, when none is known": {witness.Request{Checkpoint: k.NewLog(t, "", 0).Checkpoint()}, witness.Conflict, ""},
 		"a cosignature of somebody else on it": {with(func(r *witness.Request) {
 			r.Checkpoint = append(r.Checkpoint[:len(r.Checkpoint):len(r.Checkpoint)], newKey(t, "w2").Cosign(text+"\n", noon)...)
 		}), witness.Cosign, ""},
@@ -194,7 +159,7 @@ func TestWitnessAnswers(t *testing.T) {
 
 func TestTwoTreesOfOneSizeAreAFork(t *testing.T) {
 	k, w := newLogKey(t), newKey(t, "w")
-	log, fork := newLog(t, k, "entry", 10), newLog(t, k, "other", 10)
+	log, fork := k.NewLog(t, "entry", 10), k.NewLog(t, "other", 10)
 	var seen witness.Seen
 	cosign(t, k, w, &seen, request(t, log, 0))
 	for _, old := range []int64{0, 3, 10} { // whatever the old size: the two checkpoints are proof enough
@@ -212,11 +177,11 @@ func TestTwoTreesOfOneSizeAreAFork(t *testing.T) {
 
 func TestWitnessWhoseMemoryWasSetBackSignsNoMore(t *testing.T) {
 	k, w := newLogKey(t), newKey(t, "w")
-	log := newLog(t, k, "entry", 5)
+	log := k.NewLog(t, "entry", 5)
 	var seen witness.Seen
 	cosign(t, k, w, &seen, request(t, log, 0))
 	backup := seen
-	grow(t, log, "entry", 5)
+	ledgertest.Grow(t, log, "entry", 5)
 	d := cosign(t, k, w, &seen, request(t, log, 5))
 	r := request(t, log, 5)
 	r.Checkpoint = append(r.Checkpoint, w.Cosign(d.Text, noon)...)
@@ -232,7 +197,7 @@ func TestWitnessWhoseMemoryWasSetBackSignsNoMore(t *testing.T) {
 // The verifiers and the policy of transparency-dev/formats agree with ours on what ours signs.
 func TestCosignaturesAreThoseOfOthers(t *testing.T) {
 	k, w := newLogKey(t), newKey(t, "witness.example/w1")
-	signed := newLog(t, k, "entry", 3).Checkpoint()
+	signed := k.NewLog(t, "entry", 3).Checkpoint()
 	text, _, _ := strings.Cut(string(signed), "\n\n")
 	cosigned := append(bytes.Clone(signed), w.Cosign(text+"\n", noon)...)
 
@@ -252,7 +217,7 @@ func TestCosignaturesAreThoseOfOthers(t *testing.T) {
 // A witness of theirs, with either algorithm, counts in our policy.
 func TestCosignaturesOfOthersCount(t *testing.T) {
 	k := newLogKey(t)
-	signed := newLog(t, k, "entry", 3).Checkpoint()
+	signed := k.NewLog(t, "entry", 3).Checkpoint()
 	edSkey, edVkey, err := note.GenerateKey(nil, "witness.example/ed25519")
 	if err != nil {
 		t.Fatal(err)
@@ -312,7 +277,7 @@ func policyOf(t testing.TB, least int, vkeys ...string) witness.Policy {
 
 func TestQuorumIsMetByEnoughWitnesses(t *testing.T) {
 	k := newLogKey(t)
-	signed := newLog(t, k, "entry", 3).Checkpoint()
+	signed := k.NewLog(t, "entry", 3).Checkpoint()
 	text, _, _ := strings.Cut(string(signed), "\n\n")
 	keys := []witness.Key{newKey(t, "a"), newKey(t, "b"), newKey(t, "c")}
 	policy := policyOf(t, 2, keys[0].Verifier().String(), keys[1].Verifier().String(), keys[2].Verifier().String())
@@ -333,8 +298,8 @@ func TestQuorumIsMetByEnoughWitnesses(t *testing.T) {
 
 func TestCheckRefusesASignatureThatIsNoneOfItsWitness(t *testing.T) {
 	k, w := newLogKey(t), newKey(t, "w")
-	log := newLog(t, k, "entry", 3)
-	other, _, _ := strings.Cut(string(newLog(t, k, "entry", 2).Checkpoint()), "\n\n")
+	log := k.NewLog(t, "entry", 3)
+	other, _, _ := strings.Cut(string(k.NewLog(t, "entry", 2).Checkpoint()), "\n\n")
 	forged := append(log.Checkpoint(), w.Cosign(other+"\n", noon)...) // of another checkpoint
 	if _, err := witness.Check(forged, k.Verifier, policyOf(t, 1, w.Verifier().String())); !errors.Is(err, fault.Corrupt) {
 		t.Errorf("accepted: %v", err)
@@ -349,7 +314,7 @@ func TestCheckRefusesASignatureThatIsNoneOfItsWitness(t *testing.T) {
 
 func TestAnswersOfStrangersAreIgnored(t *testing.T) {
 	k, w, x := newLogKey(t), newKey(t, "w"), newKey(t, "x")
-	signed := newLog(t, k, "entry", 3).Checkpoint()
+	signed := k.NewLog(t, "entry", 3).Checkpoint()
 	text, _, _ := strings.Cut(string(signed), "\n\n")
 	answer := append(x.Cosign(text+"\n", noon), w.Cosign(text+"\n", noon)...)
 	c, err := witness.Answered(signed, answer, w.Verifier())

@@ -16,13 +16,11 @@ import (
 	"testing/synctest"
 	"time"
 
-	"golang.org/x/mod/sumdb/note"
-
 	"github.com/invarhq/invar/ledger"
+	"github.com/invarhq/invar/ledger/ledgertest"
 	"github.com/invarhq/invar/ledger/witness"
 	"github.com/invarhq/invar/ledger/witness/collect"
 	"github.com/invarhq/invar/ledger/witness/serve"
-	"github.com/invarhq/invar/store/storetest"
 )
 
 const origin = "invar.example/ledger"
@@ -31,8 +29,7 @@ const origin = "invar.example/ledger"
 type scene struct {
 	t     *testing.T
 	dir   string
-	key   witness.Log
-	sign  note.Signer
+	key   ledgertest.Key
 	log   *ledger.Log
 	hosts map[string]http.Handler
 	all   []witness.Witness
@@ -42,15 +39,12 @@ type scene struct {
 
 func newScene(t *testing.T, witnesses ...string) *scene {
 	s := &scene{t: t, dir: t.TempDir(), hosts: make(map[string]http.Handler), asked: make(map[string]*atomic.Int64), least: len(witnesses)}
-	skey, vkey, err := ledger.GenerateKey(origin)
-	s.must(err)
-	s.sign, _, err = ledger.ParseKey(skey)
-	s.must(err)
-	s.key, err = witness.ParseLog(vkey)
+	s.key = ledgertest.NewKey(t, origin)
+	known, err := witness.ParseLog(s.key.VKey)
 	s.must(err)
 	s.log = s.newLog("entry", 3)
 	for _, name := range witnesses {
-		w, err := serve.Open(serve.Config{Dir: t.TempDir(), Name: name, Logs: []witness.Log{s.key}, Log: slog.New(slog.DiscardHandler)})
+		w, err := serve.Open(serve.Config{Dir: t.TempDir(), Name: name, Logs: []witness.Log{known}, Log: slog.New(slog.DiscardHandler)})
 		s.must(err)
 		t.Cleanup(func() { w.Close() })
 		s.hosts[name], s.asked[name] = w.Handler(), new(atomic.Int64)
@@ -68,21 +62,12 @@ func (s *scene) must(err error) {
 
 func (s *scene) newLog(prefix string, size int) *ledger.Log {
 	s.t.Helper()
-	store, err := storetest.NewDisk().Open()
-	s.must(err)
-	log, err := ledger.Open(s.t.Context(), store, ledger.Config{Origin: origin, Signer: s.sign, Verifier: s.key.Verifier})
-	s.must(err)
-	s.t.Cleanup(func() { log.Close() })
-	s.grow(log, prefix, size)
-	return log
+	return s.key.NewLog(s.t, prefix, size)
 }
 
 func (s *scene) grow(log *ledger.Log, prefix string, by int) {
 	s.t.Helper()
-	for range by {
-		_, err := log.Append(s.t.Context(), func(next int64) ([][]byte, error) { return [][]byte{fmt.Appendf(nil, "%s %d", prefix, next)}, nil })
-		s.must(err)
-	}
+	ledgertest.Grow(s.t, log, prefix, by)
 }
 
 func (s *scene) RoundTrip(r *http.Request) (*http.Response, error) {

@@ -21,9 +21,9 @@ import (
 
 	"github.com/invarhq/invar/fault"
 	"github.com/invarhq/invar/ledger"
+	"github.com/invarhq/invar/ledger/ledgertest"
 	"github.com/invarhq/invar/ledger/witness"
 	"github.com/invarhq/invar/ledger/witness/serve"
-	"github.com/invarhq/invar/store/storetest"
 )
 
 const origin = "invar.example/ledger"
@@ -66,52 +66,20 @@ func child(dir, vkey string) error {
 	return http.Serve(socket, w.Handler())
 }
 
+// logKey is the key of the logs in these tests, as a witness knows it.
 type logKey struct {
-	signer note.Signer
-	witness.Log
+	ledgertest.Key
+	Log witness.Log
 }
 
 func newLogKey(t testing.TB) logKey {
 	t.Helper()
-	skey, vkey, err := ledger.GenerateKey(origin)
+	k := ledgertest.NewKey(t, origin)
+	l, err := witness.ParseLog(k.VKey)
 	if err != nil {
 		t.Fatal(err)
 	}
-	signer, _, err := ledger.ParseKey(skey)
-	if err != nil {
-		t.Fatal(err)
-	}
-	l, err := witness.ParseLog(vkey)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return logKey{signer, l}
-}
-
-func newLog(t testing.TB, k logKey, prefix string, size int) *ledger.Log {
-	t.Helper()
-	s, err := storetest.NewDisk().Open()
-	if err != nil {
-		t.Fatal(err)
-	}
-	log, err := ledger.Open(t.Context(), s, ledger.Config{Origin: origin, Signer: k.signer, Verifier: k.Verifier})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { log.Close() })
-	grow(t, log, prefix, size)
-	return log
-}
-
-func grow(t testing.TB, log *ledger.Log, prefix string, by int) {
-	t.Helper()
-	for range by {
-		if _, err := log.Append(t.Context(), func(next int64) ([][]byte, error) {
-			return [][]byte{fmt.Appendf(nil, "%s %d", prefix, next)}, nil
-		}); err != nil {
-			t.Fatal(err)
-		}
-	}
+	return logKey{k, l}
 }
 
 func body(t testing.TB, log *ledger.Log, old int64) []byte {
@@ -146,7 +114,7 @@ func post(w *serve.Witness, body []byte) *httptest.ResponseRecorder {
 
 func TestWitnessAnswersAsTheProtocolSays(t *testing.T) {
 	k := newLogKey(t)
-	log, fork := newLog(t, k, "entry", 3), newLog(t, k, "other", 3)
+	log, fork := k.NewLog(t, "entry", 3), k.NewLog(t, "other", 3)
 	w := mustOpen(t, t.TempDir(), k.Log)
 	rec := post(w, body(t, log, 0))
 	if rec.Code != 200 {
@@ -155,7 +123,7 @@ func TestWitnessAnswersAsTheProtocolSays(t *testing.T) {
 	if _, err := witness.Answered(log.Checkpoint(), rec.Body.Bytes(), w.Verifier()); err != nil {
 		t.Error(err)
 	}
-	grow(t, log, "entry", 2)
+	ledgertest.Grow(t, log, "entry", 2)
 	rec = post(w, body(t, log, 1))
 	if rec.Code != 409 || rec.Body.String() != "3\n" || rec.Header().Get("Content-Type") != "text/x.tlog.size" {
 		t.Errorf("stale: %d %q %q", rec.Code, rec.Body, rec.Header().Get("Content-Type"))
@@ -163,11 +131,11 @@ func TestWitnessAnswersAsTheProtocolSays(t *testing.T) {
 	if rec = post(w, body(t, fork, 3)); rec.Code != 409 {
 		t.Errorf("a fork: %d %s", rec.Code, rec.Body)
 	}
-	grow(t, fork, "other", 2)
+	ledgertest.Grow(t, fork, "other", 2)
 	if rec = post(w, body(t, fork, 3)); rec.Code != 422 {
 		t.Errorf("another history: %d %s", rec.Code, rec.Body)
 	}
-	if rec = post(w, body(t, newLog(t, newLogKey(t), "entry", 5), 3)); rec.Code != 403 {
+	if rec = post(w, body(t, newLogKey(t).NewLog(t, "entry", 5), 3)); rec.Code != 403 {
 		t.Errorf("another key: %d %s", rec.Code, rec.Body)
 	}
 	if rec = post(w, []byte("old 3\n\nelsewhere\n5\nAAAA\n\n— elsewhere AAAA\n")); rec.Code != 404 {
@@ -186,7 +154,7 @@ func TestWitnessAnswersAsTheProtocolSays(t *testing.T) {
 
 func TestInconsistentCheckpointIsKeptAndRaisesAnAlarm(t *testing.T) {
 	k, dir := newLogKey(t), t.TempDir()
-	log, fork := newLog(t, k, "entry", 3), newLog(t, k, "other", 3)
+	log, fork := k.NewLog(t, "entry", 3), k.NewLog(t, "other", 3)
 	w := mustOpen(t, dir, k.Log)
 	post(w, body(t, log, 0))
 	for range 2 { // the second time is no other alarm
@@ -234,7 +202,7 @@ func TestDirectoryIsOfOneProcess(t *testing.T) {
 
 func TestWitnessRemembersAfterARestart(t *testing.T) {
 	k, dir := newLogKey(t), t.TempDir()
-	log := newLog(t, k, "entry", 3)
+	log := k.NewLog(t, "entry", 3)
 	w, err := open(t, dir, k.Log)
 	if err != nil {
 		t.Fatal(err)
@@ -246,14 +214,14 @@ func TestWitnessRemembersAfterARestart(t *testing.T) {
 	if w.Verifier().String() != first {
 		t.Error("another key")
 	}
-	if rec := post(w, body(t, newLog(t, k, "other", 4), 0)); rec.Code != 409 || rec.Body.String() != "3\n" {
+	if rec := post(w, body(t, k.NewLog(t, "other", 4), 0)); rec.Code != 409 || rec.Body.String() != "3\n" {
 		t.Errorf("%d %s", rec.Code, rec.Body)
 	}
 }
 
 func TestWitnessRefusesADirectoryThatForgot(t *testing.T) {
 	k := newLogKey(t)
-	log := newLog(t, k, "entry", 3)
+	log := k.NewLog(t, "entry", 3)
 	other := newLogKey(t)
 	for name, c := range map[string]struct {
 		damage func(t *testing.T, dir string)
@@ -303,7 +271,7 @@ func replace(file, old, with string) func(t *testing.T, dir string) {
 // A witness whose directory was restored from a copy finds its own cosignature on what it does not remember.
 func TestWitnessSetBackToACopySignsNoMore(t *testing.T) {
 	k, dir := newLogKey(t), t.TempDir()
-	log := newLog(t, k, "entry", 3)
+	log := k.NewLog(t, "entry", 3)
 	w, err := open(t, dir, k.Log)
 	if err != nil {
 		t.Fatal(err)
@@ -313,7 +281,7 @@ func TestWitnessSetBackToACopySignsNoMore(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	grow(t, log, "entry", 2)
+	ledgertest.Grow(t, log, "entry", 2)
 	line := post(w, body(t, log, 3)).Body.Bytes()
 	w.Close()
 	if err := os.WriteFile(filepath.Join(dir, "state.json"), backup, 0o600); err != nil {
@@ -330,12 +298,12 @@ func TestWitnessSetBackToACopySignsNoMore(t *testing.T) {
 
 func TestRequestsAtOnceNeverSetTheMemoryBack(t *testing.T) {
 	k, dir := newLogKey(t), t.TempDir()
-	log := newLog(t, k, "entry", 1)
+	log := k.NewLog(t, "entry", 1)
 	w := mustOpen(t, dir, k.Log)
 	post(w, body(t, log, 0))
 	var bodies [][]byte
 	for range 16 {
-		grow(t, log, "entry", 1)
+		ledgertest.Grow(t, log, "entry", 1)
 		bodies = append(bodies, body(t, log, 1))
 	}
 	var all sync.WaitGroup
@@ -356,7 +324,7 @@ func TestRequestsAtOnceNeverSetTheMemoryBack(t *testing.T) {
 // Kill -9 between remembering and answering: what nobody got is remembered, and the next life goes on from there.
 func TestWitnessKilledBetweenRememberingAndAnswering(t *testing.T) {
 	k, dir := newLogKey(t), t.TempDir()
-	log := newLog(t, k, "entry", 1)
+	log := k.NewLog(t, "entry", 1)
 	old := int64(0)
 	for life := range 4 {
 		self, err := os.Executable()
@@ -389,10 +357,10 @@ func TestWitnessKilledBetweenRememberingAndAnswering(t *testing.T) {
 			t.Fatalf("life %d: %+v, %v; want size %d", life, s, err, log.Size())
 		}
 		old = log.Size()
-		grow(t, log, "entry", 2)
+		ledgertest.Grow(t, log, "entry", 2)
 	}
 	w := mustOpen(t, dir, k.Log)
-	if rec := post(w, body(t, newLog(t, k, "other", int(log.Size())), old)); rec.Code != 422 {
+	if rec := post(w, body(t, k.NewLog(t, "other", int(log.Size())), old)); rec.Code != 422 {
 		t.Errorf("another history after the last life: %d %s", rec.Code, rec.Body)
 	}
 	if rec := post(w, body(t, log, old)); rec.Code != 200 {
