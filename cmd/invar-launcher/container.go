@@ -166,6 +166,11 @@ func (c *container) destroy() error {
 	if err != nil {
 		return err
 	}
+	if state, err := box.State(); err == nil {
+		if err := killMembers(state.CgroupPaths); err != nil {
+			return err
+		}
+	}
 	return box.Destroy()
 }
 

@@ -102,10 +102,11 @@ func (w *exitWatch) code(pidfd int) int {
 	return -1
 }
 
+// reap reaps a child. One that somebody traces is the tracer's to reap first, who may never do it: it stays, until reapLeftovers.
 func (w *exitWatch) reap() (code int, ok bool) {
 	var status unix.WaitStatus
 	for {
-		pid, err := unix.Wait4(w.pid, &status, 0, nil)
+		pid, err := unix.Wait4(w.pid, &status, unix.WNOHANG, nil)
 		if errors.Is(err, unix.EINTR) {
 			continue
 		}

@@ -39,14 +39,25 @@ func killGroup(path string) error {
 	if err != nil {
 		return err
 	}
-	pids, err := m.GetAllPids()
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := killMembers(m.GetPaths()); err != nil {
 		return err
 	}
-	for _, pid := range pids {
-		if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+	return m.Destroy() // retries while they end
+}
+
+// killMembers kills every process that is in one of the cgroups: of an instance whose first process is gone only somebody from outside can
+// be left, who would keep it from being removed.
+func killMembers(groups map[string]string) error {
+	for _, dir := range groups {
+		pids, err := cgroups.GetAllPids(dir)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
+		for _, pid := range pids {
+			if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+				return err
+			}
+		}
 	}
-	return m.Destroy() // retries while they end
+	return nil
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -85,12 +84,8 @@ func (n *nets) pin(id string) (string, error) {
 
 // release unpins the namespace of an instance. It ends with the last process and socket in it.
 func (n *nets) release(id string) error {
-	at := n.path(id)
-	if err := unix.Unmount(at, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("unpinning the network namespace %s: %w", at, err)
-	}
-	if err := os.Remove(at); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
+	if err := unmountAndDelete(n.path(id)); err != nil {
+		return fmt.Errorf("unpinning the network namespace of %s: %w", id, err)
 	}
 	return nil
 }
