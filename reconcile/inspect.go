@@ -38,23 +38,31 @@ type suspect struct {
 }
 
 // inspectShare bounds what looking costs: it rests that many times as long as it looked, so that looking takes at most a
-// twentieth of a core, however many instances there are. With many, it takes longer until all of them were looked at.
-const inspectShare = 19
+// twentieth of a core, however many instances there are, unless that would find too late.
+const (
+	inspectShare   = 19
+	maxInspectRest = 3 * time.Second
+)
+
+// rest is how long to wait after a round began that long ago, of which looking took a part.
+func rest(every, took, looked time.Duration) time.Duration {
+	return max(every-took, every/4, min(inspectShare*looked, max(every, maxInspectRest)))
+}
 
 // inspectAll inspects until ctx ends.
 func (r *Reconciler) inspectAll(ctx context.Context) {
 	n := &inspector{r: r, read: map[digest.Digest]time.Time{}}
 	for ctx.Err() == nil {
 		began := time.Now()
-		n.once(ctx)
-		took := time.Since(began)
-		sleep(ctx, max(r.config.InspectEvery-took, r.config.InspectEvery/4, inspectShare*took))
+		looked := n.once(ctx)
+		sleep(ctx, rest(r.config.InspectEvery, time.Since(began), looked))
 	}
 }
 
-// once looks at every instance that runs and is to run, and again at those where something was found.
-func (n *inspector) once(ctx context.Context) {
+// once looks at every instance that runs and is to run, and again at those where something was found. It returns how long it looked.
+func (n *inspector) once(ctx context.Context) (looked time.Duration) {
 	var suspects []suspect
+	began := time.Now()
 	for name, e := range n.r.config.Source.Environments() {
 		o := n.r.owner(ctx, name)
 		view, _ := n.r.observer.view(name)
@@ -76,13 +84,15 @@ func (n *inspector) once(ctx context.Context) {
 			}
 		}
 	}
-	if len(suspects) == 0 {
-		return
+	if looked = time.Since(began); len(suspects) == 0 {
+		return looked
 	}
 	sleep(ctx, confirmAfter)
+	began = time.Now()
 	for _, s := range suspects {
 		s.owner.found(s.question.Spec.Identity.ID, drift.Confirmed(s.findings, n.look(ctx, s.question)))
 	}
+	return looked + time.Since(began)
 }
 
 // Inspect compares an instance with its component, and returns what two looks found.
