@@ -16,6 +16,7 @@ import (
 // load asks the gateway for pages, over and over, on connections that it keeps, and remembers what failed.
 type load struct {
 	gateway string
+	pause   time.Duration // between two requests of a caller: it leaves the processor to what is tested
 	served  atomic.Int64
 	stop    context.CancelFunc
 	done    sync.WaitGroup
@@ -42,9 +43,19 @@ type page struct{ host, path, text string }
 
 func startLoad(ctx context.Context, gateway string, callers int, pages ...page) *load {
 	ctx, stop := context.WithCancel(ctx)
-	l := &load{gateway: gateway, stop: stop}
+	l := &load{gateway: gateway, pause: 2 * time.Millisecond, stop: stop}
 	for n := range callers {
 		l.done.Go(func() { l.ask(ctx, pages[n%len(pages)]) })
+	}
+	return l
+}
+
+// startSteadyLoad asks for each of the pages at that interval.
+func startSteadyLoad(ctx context.Context, gateway string, every time.Duration, pages ...page) *load {
+	ctx, stop := context.WithCancel(ctx)
+	l := &load{gateway: gateway, pause: every, stop: stop}
+	for _, p := range pages {
+		l.done.Go(func() { l.ask(ctx, p) })
 	}
 	return l
 }
@@ -61,7 +72,7 @@ func (l *load) ask(ctx context.Context, p page) {
 			l.failed = append(l.failed, f)
 			l.mu.Unlock()
 		}
-		time.Sleep(2 * time.Millisecond) // leaves the processor to what is tested
+		time.Sleep(l.pause)
 	}
 }
 

@@ -1,0 +1,373 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/invarhq/invar/api"
+	"github.com/invarhq/invar/instance"
+	"github.com/invarhq/invar/runtime/local/tampering"
+)
+
+const (
+	foundWithin  = 5 * time.Second
+	healedWithin = 20 * time.Second
+	laneLength   = 3 // tampers after each other: the fourth replacement of a version in a row is made to wait
+)
+
+// A lane is a component with two instances and a route, and what is done to it, one after the other. Lanes go on beside each other.
+type lane struct {
+	name  string
+	kinds []tampering.Kind
+	image bool // it has a root of its own
+}
+
+func (l lane) host() string { return l.name + ".localhost" }
+
+// lanesOf spreads the kinds over lanes. What hits all instances of a root has a lane with a root of its own.
+func lanesOf(kinds []tampering.Kind) []lane {
+	var lanes []lane
+	add := func(wide bool) {
+		var chosen []tampering.Kind
+		for _, k := range kinds {
+			if k.Wide == wide {
+				chosen = append(chosen, k)
+			}
+		}
+		for some := range slices.Chunk(chosen, laneLength) {
+			lanes = append(lanes, lane{name: fmt.Sprintf("lane%d", len(lanes)), kinds: some, image: wide})
+		}
+	}
+	add(true)
+	add(false)
+	return lanes
+}
+
+const laneText = `
+component "%[1]s" {
+  image    = image.%[2]s
+  replicas = 2
+  env      = { MODE = "serve", LANE = "%[1]s" }
+  port "http" { number = 8080 }
+  health {
+    http {
+      port = "http"
+      path = "/healthz"
+    }
+    interval = "200ms"
+  }
+  scratch "/tmp" { size = "1Mi" }
+  resources {
+    cpu    = 0.5
+    memory = "64Mi"
+    pids   = 64
+  }
+}
+route "%[1]s" {
+  host = "%[1]s.localhost"
+  to   = component.%[1]s.port.http
+}
+`
+
+const laneImage = `
+image "%[1]s" {
+  layers {
+    base = image.probe
+    copy = { "./%[1]s" = "/%[1]s" }
+  }
+}
+`
+
+const lanesHead = `app = "probe"
+
+image "probe" {
+  go { package = "." }
+}
+
+environment "staging" {
+  rollout {
+    min_healthy_time = "0s"
+    healthy_deadline = "60s"
+    keep_warm        = "0s"
+    drain            = "1s"
+  }
+}
+`
+
+// newLanes makes a machine whose app has the lanes.
+func newLanes(t *testing.T, lanes []lane) *machine {
+	if os.Getuid() != 0 {
+		t.Skip("needs root: instances are namespaces and mounts; CI runs it")
+	}
+	dir := t.TempDir()
+	m := &machine{t: t, dir: dir, app: filepath.Join(dir, "probe"), gateway: freeAddress(t), pids: map[string]int{}, host: newHostOf(filepath.Join(dir, "data"))}
+	t.Cleanup(func() { exec.Command(binary, "server", "stop", "--data", m.host.data).Run() })
+	t.Cleanup(m.explain)
+	if out, err := exec.Command("cp", "-r", "testdata/probe", m.app).CombinedOutput(); err != nil {
+		t.Fatalf("copying the app: %v\n%s", err, out)
+	}
+	text := lanesHead
+	for _, l := range lanes {
+		image := "probe"
+		if l.image {
+			image = l.name
+			text += fmt.Sprintf(laneImage, l.name)
+			m.write(filepath.Join(m.app, l.name), l.name)
+		}
+		text += fmt.Sprintf(laneText, l.name, image)
+	}
+	m.write(filepath.Join(m.app, "invar.hcl"), text)
+	return m
+}
+
+func (m *machine) write(file, text string) {
+	m.t.Helper()
+	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+		m.t.Fatal(err)
+	}
+}
+
+// apply applies the app.
+func (m *machine) apply() {
+	m.t.Helper()
+	if out, err := m.invar(m.t.Context(), "-C", m.app, "apply", "staging", "--yes"); err != nil {
+		m.t.Fatalf("apply: %v\n%s", err, out)
+	}
+}
+
+// book is what the ledger says, as it grows.
+type book struct {
+	mu      sync.Mutex
+	entries []api.Entry
+}
+
+// follow reads the ledger until the test ends.
+func (m *machine) follow() *book {
+	b := &book{}
+	done, over := make(chan struct{}), make(chan struct{})
+	m.t.Cleanup(func() { close(done); <-over })
+	go func() {
+		defer close(over)
+		for next := uint64(0); ; {
+			select {
+			case <-done:
+				return
+			case <-time.After(20 * time.Millisecond):
+			}
+			var part api.Entries
+			if m.server.api("GET", fmt.Sprintf("%s?from=%d", api.PathEntries, next), nil, &part) != nil {
+				continue // it is being killed, or started
+			}
+			next = part.Next
+			b.mu.Lock()
+			b.entries = append(b.entries, part.Entries...)
+			b.mu.Unlock()
+		}
+	}()
+	return b
+}
+
+// told is what entries about instances say.
+type told struct {
+	ID       string             `json:"id"`
+	Findings []instance.Finding `json:"findings"`
+	By       string             `json:"by"`
+	Cause    string             `json:"cause"`
+}
+
+// about returns the first entry of the kind about the instance that says what is wanted.
+func (b *book) about(id, kind string, ok func(told) bool) (api.Entry, bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, e := range b.entries {
+		var d told
+		if e.Kind == kind && json.Unmarshal(e.Data, &d) == nil && d.ID == id && ok(d) {
+			return e, true
+		}
+	}
+	return api.Entry{}, false
+}
+
+// suspected returns the instances of which an entry says that they differ.
+func (b *book) suspected() map[string][]string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	found := map[string][]string{}
+	for _, e := range b.entries {
+		var d told
+		if strings.HasPrefix(e.Kind, "drift.") || e.Kind == "instance.taint" {
+			json.Unmarshal(e.Data, &d)
+			found[d.ID] = append(found[d.ID], fmt.Sprint(e.Kind, " ", d.Cause))
+		}
+	}
+	return found
+}
+
+// shows tells whether an entry's findings have what is looked for.
+func shows(e tampering.Evidence) func(told) bool {
+	return func(d told) bool {
+		return e.Kind == "" || slices.ContainsFunc(d.Findings, func(f instance.Finding) bool {
+			return f.Kind == e.Kind && strings.HasPrefix(f.Field, e.Field)
+		})
+	}
+}
+
+// trial is the tampering with one lane, and what came of it.
+type trial struct {
+	m      *machine
+	book   *book
+	lane   lane
+	hit    []string // instances that were tampered with
+	report []string
+}
+
+func (x *trial) run() error {
+	for _, k := range x.lane.kinds {
+		if err := x.tamper(k); err != nil {
+			return fmt.Errorf("%s: %s: %w", x.lane.name, k.Name, err)
+		}
+	}
+	return nil
+}
+
+// healthy returns the lane's instances when all that there are pass, and nothing is the matter with them.
+func (x *trial) healthy() ([]api.Instance, error) {
+	var env api.Environment
+	if err := x.m.server.api("GET", "/v1/environments/staging", nil, &env); err != nil {
+		return nil, err
+	}
+	var own []api.Instance
+	for _, i := range env.Instances {
+		if i.Component != x.lane.name || i.Phase == "gone" {
+			continue
+		}
+		if i.Health != "passing" || i.Tainted != nil || i.Phase != "started" {
+			return nil, fmt.Errorf("%s is %s, %s, tainted: %v", i.ID, i.Phase, i.Health, i.Tainted)
+		}
+		own = append(own, i)
+	}
+	if len(own) != 2 {
+		return nil, fmt.Errorf("%d instances", len(own))
+	}
+	return own, nil
+}
+
+func (x *trial) tamper(k tampering.Kind) error {
+	own, err := x.healthy()
+	if err != nil {
+		return fmt.Errorf("before: %w", err)
+	}
+	target := own[0]
+	if x.hit = append(x.hit, target.ID); k.Wide {
+		x.hit = append(x.hit, own[1].ID)
+	}
+	began := time.Now()
+	undo, err := k.Do(x.m.target(target))
+	if err != nil {
+		return err
+	}
+	defer undo()
+	var e api.Entry
+	if !within(2*foundWithin, func() (ok bool) { e, ok = x.book.about(target.ID, k.Shows.Entry, shows(k.Shows)); return ok }) {
+		return fmt.Errorf("not found within %v: no %v; instead %v", 2*foundWithin, k.Shows, x.book.suspected()[target.ID])
+	}
+	took := e.Time.Sub(began)
+	if took > foundWithin {
+		return fmt.Errorf("found after %v, want at most %v", took, foundWithin)
+	}
+	var why error
+	healed := within(healedWithin, func() bool {
+		_, retired := x.book.about(target.ID, "instance.gone", func(told) bool { return true })
+		if !retired {
+			why = fmt.Errorf("%s is not gone", target.ID)
+			return false
+		}
+		_, why = x.healthy()
+		return why == nil
+	})
+	if !healed {
+		return fmt.Errorf("not healed within %v: %w", healedWithin, why)
+	}
+	x.report = append(x.report, fmt.Sprintf("%-50s found after %4d ms, healed after %4d ms", k.Name, took.Milliseconds(), time.Since(began).Milliseconds()))
+	return nil
+}
+
+func within(limit time.Duration, ok func() bool) bool {
+	for deadline := time.Now().Add(limit); !ok(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			return false
+		}
+	}
+	return true
+}
+
+// target is an instance as who is root on the machine sees it.
+func (m *machine) target(i api.Instance) tampering.Target {
+	program, _ := os.Readlink(fmt.Sprintf("/proc/%d/exe", i.PID))
+	return tampering.Target{ID: i.ID, PID: i.PID, Run: m.host.run, Data: m.host.data, Stays: []string{program, "shell"}}
+}
+
+// TestEachTamperingIsFoundAndHealed does all that root on the machine can do to instances of the built server, and that is found: each within five
+// seconds, and healed by replacement without a failed request.
+func TestEachTamperingIsFoundAndHealed(t *testing.T) {
+	lanes := lanesOf(tampering.Kinds())
+	m := newLanes(t, lanes)
+	m.serve()
+	m.apply()
+	book := m.follow()
+	var pages []page
+	for _, l := range lanes {
+		pages = append(pages, page{l.host(), "/", "mode serve"})
+	}
+	load := startSteadyLoad(t.Context(), m.gateway, 20*time.Millisecond, pages...)
+	trials := make([]*trial, len(lanes))
+	failed := make([]error, len(lanes))
+	var all sync.WaitGroup
+	for n, l := range lanes {
+		trials[n] = &trial{m: m, book: book, lane: l}
+		all.Go(func() { failed[n] = trials[n].run() })
+	}
+	all.Wait()
+	load.end()
+	hit := map[string]bool{}
+	for _, x := range trials {
+		t.Log(strings.Join(x.report, "\n"))
+		for _, id := range x.hit {
+			hit[id] = true
+		}
+	}
+	if err := errors.Join(failed...); err != nil {
+		t.Error(err)
+	}
+	for _, f := range load.failures() {
+		t.Errorf("a request failed: %v", f)
+	}
+	for id, said := range book.suspected() {
+		if !hit[id] {
+			t.Errorf("nobody touched %s: %v", id, said)
+		}
+	}
+	t.Logf("%d requests answered", load.served.Load())
+	m.sound()
+	m.stop()
+}
+
+// sound makes sure that all is as released in the end, and that the ledger holds.
+func (m *machine) sound() {
+	m.t.Helper()
+	if out, err := m.invar(m.t.Context(), "verify", "staging"); err != nil || strings.Contains(out, "DIFFERS") {
+		m.t.Errorf("verify: %v\n%s", err, out)
+	}
+	if out, err := m.invar(m.t.Context(), "ledger", "verify"); err != nil || !strings.Contains(out, "ok: ") {
+		m.t.Errorf("ledger verify: %v\n%s", err, out)
+	}
+}

@@ -1,0 +1,125 @@
+// Package tampering does what somebody who is root on the machine can do to what runs there, for tests and measurements that
+// find out whether it is found, and when. None of it asks the server.
+//
+//	undo, err := tampering.Named("the hosts file edited").Do(target)
+//
+// Kinds has each with the entry of the ledger that shows that it was found. What such an act leaves on the machine (a process, a socket)
+// is taken away by what Do returns; what it leaves in the instance goes with the instance.
+package tampering
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/invarhq/invar/digest"
+)
+
+// Target is a running instance, and where its server keeps what belongs to it.
+type Target struct {
+	ID   string
+	PID  int    // of its first process, on the machine
+	Run  string // the server's run directory: /run/invar/KEY
+	Data string // and its data directory
+
+	// Stays is a command of the instance's root that does nothing until its input ends.
+	Stays []string
+}
+
+// Act tampers. When it fails, there is nothing to undo.
+type Act func(Target) (undo func(), err error)
+
+// Kind is one way to tamper with an instance.
+type Kind struct {
+	Name  string
+	Do    Act
+	Shows Evidence
+
+	// Wide says that it hits every instance that runs on the same root, not the target alone.
+	Wide bool
+	// Diverts says that requests reach the intruder until it is found and healed.
+	Diverts bool
+	// Ends says that the act itself ends the instance's process: what was under way there is lost before invar can do anything.
+	Ends bool
+}
+
+// Evidence tells the entry that shows that something was found.
+type Evidence struct {
+	Entry string // its kind
+	Kind  string // of a finding in it; "": the entry has none
+	Field string // of that finding, or how it begins
+}
+
+func (e Evidence) String() string { return strings.TrimSpace(e.Entry + " " + e.Kind + " " + e.Field) }
+
+func drifted(kind, field string) Evidence { return Evidence{"drift.detected", kind, field} }
+
+// foreign shows that a process from outside was found.
+var foreign = Evidence{Entry: "instance.taint"}
+
+// Kinds returns every kind of tampering with an instance that is found.
+func Kinds() []Kind {
+	return []Kind{
+		{Name: "a byte of the root's file flipped", Do: FlipByte, Shows: drifted("root", "content"), Wide: true},
+		{Name: "a byte flipped, size, time and attribute put back", Do: FlipByteUnseen, Shows: drifted("root", "content"), Wide: true},
+		{Name: "the immutable attribute taken off", Do: Mutable, Shows: drifted("root", "attribute"), Wide: true},
+		{Name: "another root mounted over the right one", Do: OtherRoot, Shows: drifted("root", "mount"), Wide: true},
+		{Name: "another root mounted in the instance", Do: OtherRootInside, Shows: drifted("mount", "/")},
+		{Name: "a file mounted over one in the root", Do: Overmount, Shows: drifted("mount", "/")},
+		{Name: "a scratch made executable", Do: ExecutableScratch, Shows: drifted("mount", "")},
+		{Name: "a read-only mount made writable", Do: WritableMount, Shows: drifted("mount", "/proc/sys")},
+		{Name: "the hosts file edited", Do: EditHosts, Shows: drifted("file", "/etc/hosts")},
+		{Name: "resolv.conf edited", Do: EditResolver, Shows: drifted("file", "/etc/resolv.conf")},
+		{Name: "a process injected into all namespaces", Do: Inject("--all"), Shows: foreign},
+		{Name: "a process injected into the network", Do: Inject("--net"), Shows: foreign},
+		{Name: "a thread joined the network", Do: JoinNetwork, Shows: foreign},
+		{Name: "a process moved into the cgroup", Do: JoinCgroup, Shows: foreign},
+		{Name: "a debugger attached", Do: Trace, Shows: drifted("process", "traced by")},
+		{Name: "the limit of processes raised", Do: Limit("pids", "pids.max", "pids.max", "100000"), Shows: drifted("limit", "processes")},
+		{Name: "the limit of memory raised", Do: raiseMemory, Shows: drifted("limit", "memory bytes")},
+		{Name: "the limit of CPU taken away", Do: freeCPU, Shows: drifted("limit", "cpu thousandths")},
+		{Name: "a listener on an undeclared port", Do: Listen, Shows: drifted("port", "tcp 127.0.0.1:9999")},
+		{Name: "the pinned network replaced", Do: OtherNetwork, Shows: drifted("namespace", "net"), Diverts: true},
+	}
+}
+
+// Named returns the kind of that name. It panics when there is none: the program's text is wrong then.
+func Named(name string) Kind {
+	for _, k := range Kinds() {
+		if k.Name == name {
+			return k
+		}
+	}
+	panic("tampering: no kind is named " + strconv.Quote(name))
+}
+
+// nothing undoes what goes with the instance.
+func nothing() {}
+
+func (t Target) proc(name string) string { return filepath.Join("/proc", strconv.Itoa(t.PID), name) }
+
+func (t Target) dir() string { return filepath.Join(t.Run, "instances", t.ID) }
+
+// spec is what of the instance's specification an intruder needs.
+type spec struct {
+	Root      digest.Digest `json:"root"`
+	Scratches []struct {
+		Path string `json:"path"`
+	} `json:"scratches"`
+	Ports []int `json:"ports"`
+}
+
+func (t Target) spec() (spec, error) {
+	var s spec
+	b, err := os.ReadFile(filepath.Join(t.dir(), "spec.json"))
+	if err == nil {
+		err = json.Unmarshal(b, &s)
+	}
+	if err != nil {
+		return s, fmt.Errorf("reading what %s is: %w", t.ID, err)
+	}
+	return s, nil
+}
