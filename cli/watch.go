@@ -299,6 +299,10 @@ type stepData struct {
 	Emergency bool   `json:"emergency"`
 	Repeated  int    `json:"repeated"`
 
+	Response string   `json:"response"`
+	Keys     []string `json:"keys"`
+	How      string   `json:"how"`
+
 	From           string    `json:"from"`
 	FromGeneration int       `json:"from_generation"`
 	ExpiresAt      time.Time `json:"expires_at"`
@@ -420,6 +424,10 @@ func describeGovernance(e api.Entry, d stepData, because string) string {
 		return fmt.Sprintf("erase    %s", short(d.Digest))
 	case "witness.alarm":
 		return fmt.Sprintf("alarm    %s %s%s", d.Alarm, d.Witness, because)
+	case "host.drift":
+		return fmt.Sprintf("drift    of the machine%s (%s)", because, d.Response)
+	case "host.resolved":
+		return fmt.Sprintf("resolved %s: %s", strings.Join(d.Keys, ", "), d.How)
 	case "attest.reproduced":
 		return fmt.Sprintf("attest   release %s, made again: %s", short(d.Release), d.Result)
 	case "release.revoke":

@@ -9,6 +9,7 @@ import (
 
 	"github.com/invarhq/invar/control"
 	"github.com/invarhq/invar/deploy"
+	"github.com/invarhq/invar/digest"
 	"github.com/invarhq/invar/gateway"
 	"github.com/invarhq/invar/reconcile"
 	"github.com/invarhq/invar/runtime"
@@ -20,10 +21,12 @@ import (
 // road is a gateway that takes every table.
 type road struct {
 	mu    sync.Mutex
-	table gateway.Table
+	table gateway.Sealed
 }
 
-func (r *road) Apply(_ context.Context, t gateway.Table) error {
+func (r *road) Renew(context.Context) error { return nil }
+
+func (r *road) Replace(_ context.Context, t gateway.Sealed, _ digest.Digest) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.table = t
@@ -33,7 +36,7 @@ func (r *road) Apply(_ context.Context, t gateway.Table) error {
 func (r *road) Status(context.Context) (gateway.Status, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return gateway.Status{Serial: r.table.Serial}, nil
+	return gateway.Status{Serial: r.table.Serial, Digest: r.table.Digest}, nil
 }
 
 // serve runs the reconciler on the desk until the function that it returns is called.

@@ -37,6 +37,12 @@ const (
 	Port       Kind = "port"     // a listener
 	File       Kind = "file"     // a file that was put into the instance, the hosts file among them
 	Writable   Kind = "writable" // what is executable in a scratch
+
+	// Beside the instances, of the machine (beside.go).
+	Table    Kind = "table"    // the route table in force
+	Gateway  Kind = "gateway"  // the gateway's process, and the way to it
+	Listener Kind = "listener" // the sockets on which the machine is reached
+	Stray    Kind = "stray"    // what has the marks of an instance and is none that the ledger knows
 )
 
 // controls are those of NIST SP 800-53 rev. 5 that a difference of the kind concerns.
@@ -53,6 +59,10 @@ var controls = map[Kind][]string{
 	Port:       {"CM-7", "SC-7"},
 	File:       {"CM-6", "SI-7"},
 	Writable:   {"CM-7", "SI-7"},
+	Table:      {"CM-6", "SC-7", "SI-7"},
+	Gateway:    {"CM-6", "SC-7", "SI-7"},
+	Listener:   {"CM-7", "SC-7"},
+	Stray:      {"CM-7", "CM-8", "SI-4"},
 }
 
 // Controls returns the controls that a difference of the kind concerns.

@@ -6,6 +6,10 @@
 package gateway
 
 import (
+	"encoding/json"
+	"fmt"
+
+	"github.com/invarhq/invar/digest"
 	"github.com/invarhq/invar/instance"
 	"github.com/invarhq/invar/spec"
 )
@@ -18,6 +22,22 @@ type Table struct {
 	HTTP     []Route   `json:"http,omitempty"`     // sorted by Host, then longest Path first
 	TCP      []Listen  `json:"tcp,omitempty"`      // listeners on the host, sorted by Address
 	Inside   []Inside  `json:"inside,omitempty"`   // sockets inside instances, sorted by Instance
+}
+
+// Sealed is a table with its bytes as they are sent, and the digest of these. Table, bytes and digest are never changed.
+type Sealed struct {
+	Table
+	Bytes  []byte
+	Digest digest.Digest
+}
+
+// Seal makes the table's bytes, once: equal tables have equal bytes.
+func (t Table) Seal() (Sealed, error) {
+	b, err := json.Marshal(t)
+	if err != nil {
+		return Sealed{}, fmt.Errorf("encoding a route table: %w", err)
+	}
+	return Sealed{t, b, digest.Of(b)}, nil
 }
 
 // Backend is an instance that can be dialled.
@@ -77,8 +97,10 @@ type Egress struct {
 type Status struct {
 	PID      int                   `json:"pid"`
 	Version  string                `json:"version"`
-	Serial   uint64                `json:"serial"` // of the table in force
-	HTTP     string                `json:"http"`   // address of the HTTP listener
+	Serial   uint64                `json:"serial"`           // of the table in force
+	Digest   digest.Digest         `json:"digest,omitempty"` // of that table's bytes as they came; "": there was none yet
+	SetBy    string                `json:"set_by,omitempty"` // who put that table in force, as the kernel told it then; "": an earlier process
+	HTTP     string                `json:"http"`             // address of the HTTP listener
 	HTTPS    string                `json:"https,omitempty"`
 	Active   map[instance.ID]int64 `json:"active"`             // requests and connections under way
 	Failures map[string]string     `json:"failures,omitempty"` // what of the table could not be done: "tcp/ADDRESS", "route NAME of ENV" … to cause

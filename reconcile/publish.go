@@ -2,12 +2,15 @@ package reconcile
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"maps"
 	"slices"
 	"sync"
 	"time"
 
+	"github.com/invarhq/invar/digest"
+	"github.com/invarhq/invar/drift"
 	"github.com/invarhq/invar/gateway"
 	"github.com/invarhq/invar/instance"
 	"github.com/invarhq/invar/spec"
@@ -37,14 +40,25 @@ type publisher struct {
 	activeAt uint64                // inForce before active was asked for
 	draining map[spec.EnvName]func()
 
-	serial uint64 // run's
+	foreign *foreign      // the table in force, when it is nobody's here; nil: it is ours
+	noticed chan struct{} // filled when foreign becomes set, or nil
+
+	serial uint64        // run's: of the last table
+	ours   digest.Digest // run's: of the one in force, as far as this server knows; "": none
+}
+
+// foreign is a table in force that this server did not put there.
+type foreign struct {
+	want, got string // for people
+	digest    digest.Digest
+	entered   bool // the ledger has it: it may be replaced
 }
 
 func newPublisher(traffic Traffic, log *slog.Logger) *publisher {
 	return &publisher{
 		traffic: traffic, log: log, dirty: make(chan struct{}, 1), drain: make(chan struct{}, 1),
 		parts: map[spec.EnvName]gateway.Table{}, expected: map[spec.EnvName]bool{}, forced: make(chan struct{}),
-		draining: map[spec.EnvName]func(){},
+		noticed: make(chan struct{}, 1), draining: map[spec.EnvName]func(){},
 	}
 }
 
@@ -153,13 +167,13 @@ func (p *publisher) drains() bool {
 	return len(p.draining) > 0
 }
 
-// adopt learns the serial from which to go on.
+// adopt learns the table that an earlier server put in force.
 func (p *publisher) adopt(ctx context.Context) bool {
 	var delay retry
 	for ctx.Err() == nil {
-		status, err := p.traffic.Status(ctx)
+		status, err := p.status(ctx)
 		if err == nil {
-			p.serial = status.Serial
+			p.serial, p.ours = status.Serial, status.Digest
 			return true
 		}
 		p.log.Warn("asking the gateway for its status", "error", err)
@@ -168,31 +182,146 @@ func (p *publisher) adopt(ctx context.Context) bool {
 	return false
 }
 
-// publish puts the table of all parts into force, however long that takes, and returns how long joining the parts took.
+// publish puts the table of all parts into force, however long that takes, and returns how long joining the parts took. It leaves a
+// foreign table alone until the ledger has it.
 func (p *publisher) publish(ctx context.Context) (joining time.Duration) {
 	var delay retry
 	for ctx.Err() == nil {
 		parts, number, complete := p.gather()
-		if !complete {
+		over, may := p.replaces()
+		if !complete || !may {
 			return 0
 		}
 		began := time.Now()
 		table := join(parts)
 		joining = time.Since(began)
-		p.serial++
-		table.Serial = p.serial
-		err := p.traffic.Apply(ctx, table)
+		table.Serial = p.next()
+		sealed, err := table.Seal()
 		if err == nil {
+			err = p.traffic.Replace(ctx, sealed, over)
+		}
+		if err == nil || p.arrived(ctx, sealed.Digest) {
+			p.serial, p.ours = table.Serial, sealed.Digest
 			p.force(number)
 			return joining
 		}
-		p.log.Warn("publishing the route table", "serial", p.serial, "error", err)
-		sleep(ctx, delay.next())
-		if status, err := p.traffic.Status(ctx); err == nil {
-			p.serial = max(p.serial, status.Serial)
+		p.log.Warn("publishing the route table", "serial", table.Serial, "error", err)
+		if delay.failures == renewAfter && over != p.ours {
+			p.renew(ctx)
 		}
+		sleep(ctx, delay.next())
 	}
 	return 0
+}
+
+// renewAfter is how often a gateway may refuse to give up a foreign table until its process is replaced.
+const renewAfter = 5
+
+func (p *publisher) renew(ctx context.Context) {
+	p.log.Warn("the gateway keeps a foreign route table: replacing its process")
+	if err := p.traffic.Renew(ctx); err != nil {
+		p.log.Error("replacing the gateway's process", "error", err)
+	}
+}
+
+// next returns the serial of the next table. Somebody may have had the last number there is.
+func (p *publisher) next() uint64 { return max(1, p.serial+1) }
+
+// arrived reports whether a table whose delivery failed is in force all the same, and notices when a foreign one is.
+func (p *publisher) arrived(ctx context.Context, sent digest.Digest) bool {
+	status, err := p.status(ctx)
+	if err != nil {
+		return false
+	}
+	if status.Digest == sent {
+		return true
+	}
+	p.compare(status)
+	return false
+}
+
+// compare notices when the table in force is not the one that this server put there. A gateway that has none has lost it.
+func (p *publisher) compare(status gateway.Status) {
+	switch status.Digest {
+	case p.ours:
+		p.notice(nil)
+	case "":
+		p.ours = ""
+		p.notice(nil)
+		signal(p.dirty)
+	default:
+		p.notice(&foreign{digest: status.Digest, want: fmt.Sprintf("table %d, %s", p.serial, p.ours), got: foreignTable(status)})
+	}
+}
+
+func foreignTable(s gateway.Status) string {
+	by := s.SetBy
+	if by == "" {
+		by = "the gateway, when it started, from its file"
+	}
+	return fmt.Sprintf("table %d, %s, set by %s", s.Serial, s.Digest, by)
+}
+
+// notice keeps which foreign table is in force.
+func (p *publisher) notice(f *foreign) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if f == nil && p.foreign == nil || f != nil && p.foreign != nil && p.foreign.digest == f.digest {
+		return
+	}
+	if f != nil && p.foreign != nil {
+		f.entered, f.want = p.foreign.entered, p.foreign.want // one after the other: the same finding
+	}
+	if p.foreign = f; f != nil && f.entered {
+		signal(p.dirty)
+	}
+	signal(p.noticed)
+}
+
+// replaces returns the table that the next one is to replace. It may not while that is a foreign one that the ledger does not have yet.
+func (p *publisher) replaces() (over digest.Digest, may bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.foreign == nil {
+		return p.ours, true
+	}
+	return p.foreign.digest, p.foreign.entered
+}
+
+// Kinds implements Surrounding.
+func (p *publisher) Kinds() []drift.Kind { return []drift.Kind{drift.Table} }
+
+// Look implements Surrounding: it tells what the last check found.
+func (p *publisher) Look(context.Context) ([]drift.Oddity, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.foreign == nil {
+		return nil, nil
+	}
+	fact := func(value string) drift.Facts {
+		return drift.Of(drift.Fact{Kind: drift.Table, Field: "in force", Value: value})
+	}
+	return drift.Odd(drift.Restore, drift.Compare(fact(p.foreign.want), fact(p.foreign.got))), nil
+}
+
+// Heal implements Surrounding: the right table goes out again, over the foreign one.
+func (p *publisher) Heal(context.Context, []drift.Oddity) (string, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.foreign != nil {
+		p.foreign.entered = true
+		signal(p.dirty)
+	}
+	return "the right table was put in force again", nil
+}
+
+// statusWithin bounds how long a gateway may take to tell its status.
+const statusWithin = 2 * time.Second
+
+func (p *publisher) status(ctx context.Context) (gateway.Status, error) {
+	ctx, cancel := context.WithTimeout(ctx, statusWithin)
+	defer cancel()
+	return p.traffic.Status(ctx)
 }
 
 // gather returns the parts by environment, and the number of the last; not complete while an expected one is missing.
@@ -255,6 +384,10 @@ func (p *publisher) force(number uint64) {
 	p.inForce = number
 	close(p.forced)
 	p.forced = make(chan struct{})
+	if p.foreign != nil {
+		p.foreign = nil
+		signal(p.noticed)
+	}
 }
 
 // check asks the gateway what is under way, and publishes again when the table in force is not the last one.
@@ -262,14 +395,13 @@ func (p *publisher) check(ctx context.Context) {
 	p.mu.Lock()
 	number := p.inForce
 	p.mu.Unlock()
-	status, err := p.traffic.Status(ctx)
+	status, err := p.status(ctx)
 	if err != nil {
 		p.log.Warn("asking the gateway for its status", "error", err)
 		return
 	}
-	if number > 0 && status.Serial != p.serial {
-		p.serial = max(p.serial, status.Serial)
-		signal(p.dirty)
+	if number > 0 {
+		p.compare(status)
 	}
 	p.mu.Lock()
 	p.active, p.activeAt = status.Active, number

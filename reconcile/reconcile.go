@@ -29,6 +29,7 @@ import (
 	"time"
 
 	"github.com/invarhq/invar/deploy"
+	"github.com/invarhq/invar/digest"
 	"github.com/invarhq/invar/gateway"
 	"github.com/invarhq/invar/instance"
 	"github.com/invarhq/invar/runtime"
@@ -55,8 +56,11 @@ type Recorder interface {
 
 // Traffic is the gateway.
 type Traffic interface {
-	// Apply puts the table into force, and returns when it is.
-	Apply(ctx context.Context, t gateway.Table) error
+	// Replace puts the table into force in place of the one that over names, and returns when it is. It fails with fault.Conflict when
+	// another one is in force. Over is "" when none is.
+	Replace(ctx context.Context, t gateway.Sealed, over digest.Digest) error
+	// Renew replaces the gateway's process, which takes no table.
+	Renew(ctx context.Context) error
 	Status(ctx context.Context) (gateway.Status, error)
 }
 
@@ -72,6 +76,10 @@ type Config struct {
 	NewID func(spec.ComponentName) instance.ID
 	// InspectEvery is how often every running instance is compared with its release; 0: never.
 	InspectEvery time.Duration
+	// Surroundings are looked at beside the instances and the route table.
+	Surroundings []Surrounding
+	// Alarm records what is odd beside the instances. nil: it is healed, and nobody is told but the log.
+	Alarm Alarm
 	// Parallel bounds the acts on instances at a time; 0: 8.
 	Parallel int
 	Log      *slog.Logger // nil: discarded
@@ -128,6 +136,7 @@ func (r *Reconciler) Run(ctx context.Context) error {
 		return ctx.Err()
 	}
 	r.wg.Go(func() { r.gateway.run(ctx) })
+	r.wg.Go(func() { r.watchBesides(ctx) })
 	if r.config.InspectEvery > 0 {
 		r.wg.Go(func() { r.inspectAll(ctx) })
 	}

@@ -497,7 +497,7 @@ func (s *sim) spoil() {
 		s.mu.Unlock()
 	case 4:
 		s.road.mu.Lock()
-		s.road.table = gateway.Table{}
+		s.road.table = gateway.Sealed{}
 		s.road.mu.Unlock()
 	case 5:
 		s.road.mu.Lock()

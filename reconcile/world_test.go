@@ -157,7 +157,9 @@ func (b *book) head(t testing.TB, name spec.EnvName, r release.Record) {
 // roads is the gateway's stand-in.
 type roads struct {
 	mu      sync.Mutex
-	table   gateway.Table
+	table   gateway.Sealed
+	setBy   string
+	renewed int
 	active  map[instance.ID]int64
 	refuse  func() (before, after error)
 	check   func(gateway.Table) // called with mu held
@@ -165,7 +167,14 @@ type roads struct {
 	changed time.Time
 }
 
-func (r *roads) Apply(ctx context.Context, t gateway.Table) error {
+func (r *roads) Renew(ctx context.Context) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.renewed++
+	return ctx.Err()
+}
+
+func (r *roads) Replace(ctx context.Context, t gateway.Sealed, over digest.Digest) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if err := ctx.Err(); err != nil {
@@ -178,13 +187,13 @@ func (r *roads) Apply(ctx context.Context, t gateway.Table) error {
 	if before != nil {
 		return before
 	}
-	if t.Serial <= r.table.Serial {
-		return fault.Errorf(fault.Conflict, "table %d is not newer than %d", t.Serial, r.table.Serial)
+	if over != r.table.Digest {
+		return fault.Errorf(fault.Conflict, "table %d, %s, is in force, not %s", r.table.Serial, r.table.Digest, over)
 	}
 	r.table, r.changed = t, time.Now()
 	r.applied++
 	if r.check != nil {
-		r.check(t)
+		r.check(t.Table)
 	}
 	return after
 }
@@ -192,7 +201,7 @@ func (r *roads) Apply(ctx context.Context, t gateway.Table) error {
 func (r *roads) Status(ctx context.Context) (gateway.Status, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return gateway.Status{Serial: r.table.Serial, Active: maps.Clone(r.active)}, ctx.Err()
+	return gateway.Status{Serial: r.table.Serial, Digest: r.table.Digest, SetBy: r.setBy, Active: maps.Clone(r.active)}, ctx.Err()
 }
 
 // since returns when the last table came.
@@ -235,6 +244,9 @@ type world struct {
 	via  runtime.Host // what the server sees of host
 	road *roads
 
+	alarm  reconcile.Alarm
+	places []reconcile.Surrounding
+
 	ids    int
 	idMu   sync.Mutex
 	cancel context.CancelFunc
@@ -258,7 +270,7 @@ func (w *world) newID(c spec.ComponentName) instance.ID {
 // start starts the server.
 func (w *world) start(ctx context.Context) {
 	ctx, w.cancel = context.WithCancel(ctx)
-	r := reconcile.New(reconcile.Config{Source: w.book, Recorder: w.book, Host: w.via, Traffic: w.road, NewID: w.newID})
+	r := reconcile.New(reconcile.Config{Source: w.book, Recorder: w.book, Host: w.via, Traffic: w.road, NewID: w.newID, Alarm: w.alarm, Surroundings: w.places})
 	w.ended = make(chan struct{})
 	go func() {
 		defer close(w.ended)

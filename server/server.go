@@ -175,7 +175,8 @@ func (s *Server) gatewayConfig() proxy.Config {
 
 // openAPI makes the loops and the API, which share nothing but control, host and gateway.
 func (s *Server) openAPI(ctx context.Context) (err error) {
-	s.loops = reconcile.New(reconcile.Config{Source: s.control.Rollouts(), Recorder: s.control, Host: s.host, Traffic: s.gateway, Secrets: s.secretOf, InspectEvery: inspectEvery, Log: s.log})
+	s.loops = reconcile.New(reconcile.Config{Source: s.control.Rollouts(), Recorder: s.control, Host: s.host, Traffic: s.gateway, Secrets: s.secretOf, InspectEvery: inspectEvery,
+		Alarm: s.control.Beside(), Log: s.log})
 	s.api, err = handler.New(handler.Config{
 		Control: s.control, Host: s.host, Inspect: s.inspect, Source: s.data.store, Verifier: s.data.key.verifier, VKey: s.data.key.vkey, Log: s.log,
 		Version: s.config.Version, DataFormat: DataFormat, StartedAt: s.started, Machine: s.machine(),

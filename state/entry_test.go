@@ -14,6 +14,7 @@ import (
 
 	"github.com/invarhq/invar/deploy"
 	"github.com/invarhq/invar/digest"
+	"github.com/invarhq/invar/drift"
 	"github.com/invarhq/invar/fault"
 	"github.com/invarhq/invar/instance"
 	"github.com/invarhq/invar/release"
@@ -79,6 +80,9 @@ func samples() []state.Entry {
 	}})
 	datas = append(datas, state.Verify{Instances: 3, Differ: []instance.ID{"web-aaaaaaaaaa"}, More: 1})
 	datas = append(datas, state.AttestReproduced{Release: d, Bundle: d, Result: state.Same, Builder: state.Builder{Version: "1.0", Go: "go1.26", Platform: "linux/amd64", Host: "ci-7", Sources: state.SourcesDirectory}})
+	odd := instance.Finding{Kind: "table", Field: "in force", Expected: "table 7", Found: "table 9", Controls: []string{"CM-6", "SC-7", "SI-7"}}
+	datas = append(datas, state.HostDrift{Findings: []instance.Finding{odd}, Response: drift.Restore, Cause: "because"},
+		state.HostResolved{Keys: []string{odd.Key()}, How: "the right table was put in force again", Since: later})
 	w := newWorld()
 	var out []state.Entry
 	for _, data := range datas {

@@ -128,6 +128,10 @@ func (f *fold) apply(entries []Entry) error {
 	case PolicyDecision:
 		return f.decided(e, d)
 	case AccessDenied, EvidenceExport, WitnessAlarm, Verify:
+	case HostDrift:
+		return f.hostDrift(e, d)
+	case HostResolved:
+		return f.hostResolved(d)
 	case AttestReproduced:
 		return f.reproduced(e, d)
 	case ReleaseRevoke:

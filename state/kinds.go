@@ -92,6 +92,8 @@ var kinds = []KindInfo{
 	{KindErasure, "Content is about to be deleted, as was asked and agreed.", false, of[Erasure]()},
 	{KindVerify, "What runs was measured, and compared with the release.", true, of[Verify]()},
 	{KindWitnessAlarm, "A witness knows the ledger otherwise than it is.", false, of[WitnessAlarm]()},
+	{KindHostDrift, "The machine was looked at beside the instances, and something is not as it should be.", false, of[HostDrift]()},
+	{KindHostResolved, "What was found on the machine is over.", false, of[HostResolved]()},
 }
 
 // byKind has every kind by its name.

@@ -14,7 +14,7 @@ import (
 
 // snapshotVersion is raised whenever the fold, or what a snapshot holds, changes: an older snapshot is then of no use,
 // and the state is folded from the first entry on.
-const snapshotVersion = 6
+const snapshotVersion = 7
 
 // snapshot is a state as it is spelled. Lists are sorted by key.
 type snapshot struct {
@@ -29,6 +29,7 @@ type snapshot struct {
 	Revocations  []Revocation   `json:"revocations"`
 	Secrets      []KnownSecret  `json:"secrets"`
 	Erasures     []KnownErasure `json:"erasures"`
+	Host         Host           `json:"host"`
 }
 
 // saved is an environment with the components that its head's and its previous release lack, sorted by digest: those of
@@ -90,6 +91,7 @@ func (s State) Encode() ([]byte, error) {
 		Revocations:  slices.Collect(all[Revocation](tx, tableRevocations, "")),
 		Secrets:      slices.Collect(all[KnownSecret](tx, tableSecrets, "")),
 		Erasures:     slices.Collect(all[KnownErasure](tx, tableErasures, "")),
+		Host:         s.Host(),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("encoding the state at %d: %w", s.Size(), err)
@@ -141,6 +143,7 @@ func insert(put func(string, any) error, w *snapshot, environments []Environment
 		each(put, tableRevocations, w.Revocations),
 		each(put, tableSecrets, w.Secrets),
 		each(put, tableErasures, w.Erasures),
+		put(tableHost, &w.Host),
 	} {
 		if err != nil {
 			return err

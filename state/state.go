@@ -142,6 +142,7 @@ const (
 	tableRevocations  = "revocations"
 	tableSecrets      = "secrets"
 	tableErasures     = "erasures"
+	tableHost         = "host"
 
 	indexRelease = "release"
 	indexSecret  = "secret"
@@ -194,6 +195,7 @@ func schema() *memdb.DBSchema {
 			&memdb.IndexSchema{Name: indexSecret, Unique: true, Indexer: key[Token](func(t *Token) string { return string(t.Secret) })}),
 		tableSecrets: table(tableSecrets, id(key[KnownSecret](func(s *KnownSecret) string { return secretKey(s.Env, s.Name, s.Entry) })),
 			&memdb.IndexSchema{Name: indexVersion, Unique: true, Indexer: key[KnownSecret](func(s *KnownSecret) string { return string(s.Version) })}),
+		tableHost: table(tableHost, id(key[Host](func(*Host) string { return tableHost }))),
 		tableErasures: table(tableErasures, id(key[KnownErasure](func(r *KnownErasure) string { return erasureKey(r.Erasure) })),
 			&memdb.IndexSchema{Name: indexDigest, AllowMissing: true, Indexer: key[KnownErasure](erasureDigest)}),
 	}}
@@ -413,7 +415,7 @@ type object struct {
 func (s State) objects() []object {
 	tx := s.db.Txn(false)
 	var out []object
-	for _, table := range []string{tableLog, tableEnvironments, tableGenerations, tableBundles, tableReleases, tableTokens, tableChanges, tableRevocations, tableSecrets, tableErasures} {
+	for _, table := range []string{tableLog, tableEnvironments, tableGenerations, tableBundles, tableReleases, tableTokens, tableChanges, tableRevocations, tableSecrets, tableErasures, tableHost} {
 		it, err := tx.Get(table, "id")
 		must(err)
 		for raw := it.Next(); raw != nil; raw = it.Next() {

@@ -427,7 +427,7 @@ func TestLiveTellsWatchers(t *testing.T) {
 
 func TestDecodeStateRefusesAnotherVersion(t *testing.T) {
 	b := encode(t, begun(t).now)
-	for _, bad := range [][]byte{bytes.Replace(b, []byte(`"v":6`), []byte(`"v":1`), 1), b[:len(b)-1], []byte("null"), nil} {
+	for _, bad := range [][]byte{bytes.Replace(b, []byte(`{"v":`), []byte(`{"v":1`), 1), b[:len(b)-1], []byte("null"), nil} {
 		if _, err := state.DecodeState(bad, newWorld().lookup); !errors.Is(err, fault.Corrupt) {
 			t.Errorf("%.20q: got %v", bad, err)
 		}

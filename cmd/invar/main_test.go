@@ -102,6 +102,7 @@ func commands() map[string]command {
 		"imagedigest": cmdImageDigest,
 	}
 	maps.Copy(all, badInput)
+	maps.Copy(all, beside)
 	maps.Copy(all, logins)
 	return all
 }

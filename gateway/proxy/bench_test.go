@@ -27,7 +27,7 @@ func TestPickAllocatesNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	v := newView(table, &view{}, nets, map[string]string{})
+	v := newView(gateway.Sealed{Table: table}, &view{}, nets, map[string]string{})
 	s := v.services["prod/web/http"]
 	var tried attempts
 	now := time.Now()

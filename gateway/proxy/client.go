@@ -8,9 +8,11 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"strings"
 
+	"github.com/invarhq/invar/digest"
 	"github.com/invarhq/invar/fault"
 	"github.com/invarhq/invar/gateway"
 )
@@ -33,11 +35,21 @@ func Dial(path string) *Client {
 // Apply puts a table in force. When it returns, new requests follow it. A table that is not sound is refused with
 // fault.Invalid, one with a lower serial than that in force with fault.Conflict; the old one stays then.
 func (c *Client) Apply(ctx context.Context, t gateway.Table) error {
-	raw, err := encode(t)
+	sealed, err := t.Seal()
 	if err != nil {
 		return err
 	}
-	return c.call(ctx, http.MethodPut, "/v1/table", raw, nil)
+	return c.Replace(ctx, sealed, "")
+}
+
+// Replace is Apply of a table in place of the one that over names, whatever the serials are. Another one in force is fault.Conflict. Over
+// "" is any that is not newer.
+func (c *Client) Replace(ctx context.Context, t gateway.Sealed, over digest.Digest) error {
+	path := "/v1/table"
+	if over != "" {
+		path += "?" + url.Values{overParameter: {string(over)}}.Encode()
+	}
+	return c.call(ctx, http.MethodPut, path, t.Bytes, nil)
 }
 
 // Status asks the gateway about itself.

@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/invarhq/invar/digest"
 	"github.com/invarhq/invar/fault"
 	"github.com/invarhq/invar/gateway"
 )
@@ -27,8 +28,6 @@ const maxTable = 64 << 20
 
 // maxSocketPath is what the kernel takes, unix(7).
 const maxSocketPath = 107
-
-func encode(v any) ([]byte, error) { return json.Marshal(v) }
 
 // control is the process's control socket.
 type control struct {
@@ -64,7 +63,7 @@ func (p *Proxy) listenControl() (*control, error) {
 		return nil, err
 	}
 	c.listener = ownUserOnly{l}
-	c.server = &http.Server{Handler: c.routes(), ReadHeaderTimeout: readHeaderTimeout}
+	c.server = &http.Server{Handler: c.routes(), ReadHeaderTimeout: readHeaderTimeout, ConnContext: withPeer}
 	return c, nil
 }
 
@@ -152,28 +151,41 @@ func (c *control) putTable(w http.ResponseWriter, r *http.Request) {
 		writeError(w, err)
 		return
 	}
-	if err := c.proxy.replace(t); err != nil {
+	sealed := gateway.Sealed{Table: t, Bytes: raw, Digest: digest.Of(raw)}
+	if err := c.proxy.replace(sealed, digest.Digest(r.URL.Query().Get(overParameter)), peerOf(r.Context())); err != nil {
 		writeError(w, err)
 		return
 	}
 	writeJSON(w, c.proxy.status())
 }
 
-// replace applies a table unless a newer one is in force. Serial 0 gets the next number.
-func (p *Proxy) replace(t gateway.Table) error {
+// overParameter names the table that a new one replaces.
+const overParameter = "over"
+
+// replace applies a table. Over names the one that it replaces, whatever its serial is: who names it has seen it, so that a table of
+// somebody else, with whatever serial, neither goes unnoticed nor keeps the right one out. Without over, a table replaces any that is
+// not newer, and serial 0 gets the next number.
+func (p *Proxy) replace(t gateway.Sealed, over digest.Digest, by string) (err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.draining.Load() {
 		return fault.Errorf(fault.Unavailable, "this gateway has handed over to another process")
 	}
-	inForce := p.view.Load().table.Serial
-	if t.Serial == 0 {
-		t.Serial = inForce + 1
+	inForce := p.view.Load().table
+	switch {
+	case over != "":
+		if over != inForce.Digest {
+			return fault.Errorf(fault.Conflict, "route table %d, %s, is in force, not %s", inForce.Serial, inForce.Digest, over)
+		}
+	case t.Serial == 0:
+		t.Serial = inForce.Serial + 1
+		if t, err = t.Seal(); err != nil {
+			return err
+		}
+	case t.Serial < inForce.Serial:
+		return fault.Errorf(fault.Conflict, "route table %d is older than %d, which is in force", t.Serial, inForce.Serial)
 	}
-	if t.Serial < inForce {
-		return fault.Errorf(fault.Conflict, "route table %d is older than %d, which is in force", t.Serial, inForce)
-	}
-	p.apply(t)
+	p.apply(t, by)
 	return nil
 }
 
@@ -225,24 +237,46 @@ func (l ownUserOnly) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		uid, err := peerUID(conn.(*net.UnixConn))
-		if err == nil && (uid == 0 || int(uid) == os.Geteuid()) {
+		cred, err := peer(conn.(*net.UnixConn))
+		if err == nil && (cred.Uid == 0 || int(cred.Uid) == os.Geteuid()) {
 			return conn, nil
 		}
 		conn.Close()
 	}
 }
 
-func peerUID(conn *net.UnixConn) (uint32, error) {
+// peer asks the kernel who is at the other end of a connection.
+func peer(conn *net.UnixConn) (unix.Ucred, error) {
 	raw, err := conn.SyscallConn()
 	if err != nil {
-		return 0, err
+		return unix.Ucred{}, err
 	}
 	var cred *unix.Ucred
 	var failed error
 	err = raw.Control(func(fd uintptr) { cred, failed = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
 	if err := errors.Join(err, failed); err != nil {
-		return 0, fmt.Errorf("asking who the peer is: %w", err)
+		return unix.Ucred{}, fmt.Errorf("asking who the peer is: %w", err)
 	}
-	return cred.Uid, nil
+	return *cred, nil
+}
+
+// peerKey is the context key of a connection's peer.
+type peerKey struct{}
+
+// withPeer keeps a connection for those who ask, by its requests' context, who made it.
+func withPeer(ctx context.Context, conn net.Conn) context.Context {
+	return context.WithValue(ctx, peerKey{}, conn)
+}
+
+// peerOf names the process that made the request's connection, for people.
+func peerOf(ctx context.Context) string {
+	conn, ok := ctx.Value(peerKey{}).(*net.UnixConn)
+	if !ok {
+		return ""
+	}
+	cred, err := peer(conn)
+	if err != nil {
+		return ""
+	}
+	return processName(int(cred.Pid), int(cred.Uid))
 }

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -14,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/invarhq/invar/fault"
 	"github.com/invarhq/invar/gateway"
 )
 
@@ -73,6 +75,36 @@ func TestOlderTableIsRefused(t *testing.T) {
 	}
 	if err := g.Apply(t.Context(), gateway.Table{Serial: 7}); err == nil || !strings.Contains(err.Error(), "older than 8") {
 		t.Errorf("error is %v, want that 7 is older than 8", err)
+	}
+}
+
+// Who names the table that is replaced is not kept out by its serial, and one who names another changes nothing.
+func TestTableReplacesTheOneThatIsNamed(t *testing.T) {
+	g := run(t, Config{})
+	seal := func(serial uint64) gateway.Sealed {
+		s, err := gateway.Table{Serial: serial}.Seal()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	ours, foreign, next := seal(7), seal(1<<64-1), seal(8)
+	if err := g.Replace(t.Context(), ours, ""); err != nil {
+		t.Fatal(err)
+	}
+	g.apply(foreign.Table)
+	s, err := g.Status(t.Context())
+	if err != nil || s.Digest != foreign.Digest || !strings.Contains(s.SetBy, fmt.Sprintf("process %d (", os.Getpid())) {
+		t.Errorf("status is %+v, %v; want table %s and who set it", s, err, foreign.Digest)
+	}
+	if err := g.Replace(t.Context(), next, ours.Digest); !errors.Is(err, fault.Conflict) {
+		t.Errorf("in place of a table that is not in force: %v", err)
+	}
+	if err := g.Replace(t.Context(), next, foreign.Digest); err != nil {
+		t.Errorf("in place of the one in force: %v", err)
+	}
+	if s, _ := g.Status(t.Context()); s.Digest != next.Digest || s.Serial != 8 {
+		t.Errorf("status is %+v, want %s", s, next.Digest)
 	}
 }
 

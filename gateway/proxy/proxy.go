@@ -33,6 +33,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/invarhq/invar/digest"
 	"github.com/invarhq/invar/fault"
 	"github.com/invarhq/invar/gateway"
 	"github.com/invarhq/invar/instance"
@@ -120,6 +121,7 @@ type Proxy struct {
 	listeners map[string]*listener
 	leaving   []*backend
 	failures  map[string]string
+	setBy     string // who put the table in force
 }
 
 // Run serves until ctx ends, or until it has handed over to another process and drained.
@@ -194,14 +196,14 @@ func (p *Proxy) restore() error {
 		p.log.Error("the last table is not readable", "error", err)
 		return nil
 	}
-	p.apply(t)
+	p.apply(gateway.Sealed{Table: t, Bytes: raw, Digest: digest.Of(raw)}, "")
 	return nil
 }
 
-// apply puts a checked table in force. When it returns, new requests follow it.
-func (p *Proxy) apply(t gateway.Table) {
+// apply puts a checked table in force. When it returns, new requests follow it. by says who asked.
+func (p *Proxy) apply(t gateway.Sealed, by string) {
 	failures := map[string]string{}
-	gone := p.openListeners(t, failures)
+	gone := p.openListeners(t.Table, failures)
 	old := p.view.Load()
 	v := newView(t, old, p.sockets, failures)
 	if err := p.persist(t); err != nil {
@@ -223,20 +225,16 @@ func (p *Proxy) apply(t gateway.Table) {
 			failures["route "+string(r.Name)+" of "+string(r.Env)] = noHTTPS
 		}
 	}
-	p.failures = failures
+	p.failures, p.setBy = failures, by
 	for what, cause := range failures {
 		p.log.Error("part of a table could not be done", "part", what, "error", cause)
 	}
 }
 
 // persist keeps the table for the next process. It is not synced: after a crash of the machine the networks that it names are gone too.
-func (p *Proxy) persist(t gateway.Table) error {
-	raw, err := encode(t)
-	if err != nil {
-		return err
-	}
+func (p *Proxy) persist(t gateway.Sealed) error {
 	next := fmt.Sprintf("%s.%d", p.cfg.tablePath(), os.Getpid())
-	if err := os.WriteFile(next, raw, 0o600); err != nil {
+	if err := os.WriteFile(next, t.Bytes, 0o600); err != nil {
 		return err
 	}
 	return os.Rename(next, p.cfg.tablePath())
@@ -265,7 +263,7 @@ func (p *Proxy) status() gateway.Status {
 	defer p.mu.Unlock()
 	v := p.view.Load()
 	s := gateway.Status{
-		PID: os.Getpid(), Version: p.cfg.Version, Serial: v.table.Serial, Draining: p.draining.Load(),
+		PID: os.Getpid(), Version: p.cfg.Version, Serial: v.table.Serial, Digest: v.table.Digest, SetBy: p.setBy, Draining: p.draining.Load(),
 		HTTP: p.host[keyHTTP].address(), HTTPS: p.host[keyHTTPS].address(),
 		Active: map[instance.ID]int64{}, Failures: p.failures,
 	}

@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/invarhq/invar/digest"
 	"github.com/invarhq/invar/fault"
 	"github.com/invarhq/invar/gateway"
 	"github.com/invarhq/invar/instance"
@@ -78,7 +79,8 @@ type Supervisor struct {
 
 	mu      sync.Mutex // one change at a time: apply, restart or upgrade
 	sockets map[string]*os.File
-	spare   *child // nil: none
+	spare   *child  // nil: none
+	serving process // the gateway
 }
 
 // Supervise finds the gateway that serves cfg.Dir, or starts one with command, and restarts it whenever it dies, until Close. A gateway of
@@ -115,6 +117,9 @@ func (s *Supervisor) begin(ctx context.Context) error {
 	}
 	if err := s.fetch(ctx); err != nil {
 		return err
+	}
+	if s.serving, err = ofProcess(status.PID); err != nil {
+		return fmt.Errorf("looking at the gateway that was found: %w", err)
 	}
 	s.log.Info("gateway found", "pid", status.PID, "version", status.Version, "serial", status.Serial)
 	if status.Version != s.cfg.Version || s.lacksSockets() {
@@ -209,6 +214,9 @@ func (s *Supervisor) spawn(ctx context.Context) error {
 		c.process.Kill() // or it would serve unseen, later
 		err = fmt.Errorf("gateway (process %d) did not begin to serve: %w", c.process.Pid, err)
 		return fault.WithHint(fault.As(fault.Unavailable, err), "see %s", s.logPath())
+	}
+	if s.serving, err = ofProcess(c.process.Pid); err != nil {
+		return fault.As(fault.Unavailable, fmt.Errorf("looking at the gateway that was started: %w", err))
 	}
 	s.log.Info("gateway started", "pid", c.process.Pid)
 	if s.spare, err = s.fork(); err != nil {
@@ -351,12 +359,21 @@ func pause(ctx context.Context, d time.Duration) {
 
 // Apply puts a table in force; see Client.Apply. It outlasts a restart of the gateway.
 func (s *Supervisor) Apply(ctx context.Context, t gateway.Table) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if err := s.client.Apply(ctx, t); err != nil {
+	sealed, err := t.Seal()
+	if err != nil {
 		return err
 	}
-	if s.holds(t) {
+	return s.Replace(ctx, sealed, "")
+}
+
+// Replace puts a table in force in place of another; see Client.Replace. It outlasts a restart of the gateway.
+func (s *Supervisor) Replace(ctx context.Context, t gateway.Sealed, over digest.Digest) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.client.Replace(ctx, t, over); err != nil {
+		return err
+	}
+	if s.holds(t.Table) {
 		return nil // no listener is new or gone: the usual switch
 	}
 	return s.fetch(ctx)
@@ -406,6 +423,36 @@ func (s *Supervisor) Upgrade(ctx context.Context) error {
 		return err
 	}
 	return s.upgrade(ctx)
+}
+
+// politeness is how long a gateway that is to be replaced may take to answer.
+const politeness = time.Second
+
+// Renew replaces a gateway that is not to be relied on by a new process, on the sockets that are held here: nothing is asked of the
+// old one that it could deny. It hands over as in an upgrade if it can; else it ends.
+func (s *Supervisor) Renew(ctx context.Context) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	old := s.serving
+	polite, cancel := context.WithTimeout(ctx, politeness)
+	defer cancel()
+	own := Dial(socketOf(s.cfg, old.pid))
+	if err := own.releaseQUIC(polite); err != nil {
+		s.log.Warn("the gateway does not give up HTTP/3", "pid", old.pid, "error", err)
+	}
+	if err := s.openSockets(); err != nil {
+		return err
+	}
+	if err := s.spawn(ctx); err != nil {
+		return err
+	}
+	polite, cancel = context.WithTimeout(ctx, politeness)
+	defer cancel()
+	if err := own.Drain(polite); err != nil {
+		s.log.Warn("the gateway does not hand over: ending it", "pid", old.pid, "error", err)
+		return old.signal(unix.SIGKILL)
+	}
+	return nil
 }
 
 func (s *Supervisor) upgrade(ctx context.Context) error {

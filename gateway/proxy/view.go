@@ -13,7 +13,7 @@ import (
 
 // view is a table made ready to be used by many goroutines at once. Nothing of it changes but counters.
 type view struct {
-	table    gateway.Table
+	table    gateway.Sealed // the bytes are dropped: the file has them
 	routes   gateway.Routes
 	targets  []*service // of table.HTTP, by index
 	services map[gateway.ServiceName]*service
@@ -41,7 +41,8 @@ type member struct {
 
 // newView makes a view of the table. Backends that stay are taken over from old; one whose network can't be opened is left
 // out, with the cause in failures.
-func newView(t gateway.Table, old *view, s *sockets, failures map[string]string) *view {
+func newView(t gateway.Sealed, old *view, s *sockets, failures map[string]string) *view {
+	t.Bytes = nil
 	v := &view{
 		table: t, routes: gateway.NewRoutes(t.HTTP),
 		services: make(map[gateway.ServiceName]*service, len(t.Services)),
