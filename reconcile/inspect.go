@@ -37,16 +37,10 @@ type suspect struct {
 	findings []instance.Finding
 }
 
-// inspectShare bounds what looking costs: it rests that many times as long as it looked, so that looking takes at most a
-// twentieth of a core, however many instances there are, unless that would find too late.
-const (
-	inspectShare   = 19
-	maxInspectRest = 3 * time.Second
-)
-
-// rest is how long to wait after a round began that long ago, of which looking took a part.
+// rest is how long to wait after a round that began that long ago, of which looking took a part. It is at least as long as that: with ten
+// thousand instances, or on a machine where looking takes long, looking leaves half of a core, and it takes longer until all were looked at.
 func rest(every, took, looked time.Duration) time.Duration {
-	return max(every-took, every/4, min(inspectShare*looked, max(every, maxInspectRest)))
+	return max(every-took, looked)
 }
 
 // inspectAll inspects until ctx ends.

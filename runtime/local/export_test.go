@@ -89,9 +89,18 @@ func MountIn(ns, mount int, at string) error {
 
 // ListenIn listens on the loopback of a network.
 func ListenIn(path string, port int) (int, error) {
-	fd, err := socketIn(path)
+	fd, err := socketIn(path, unix.AF_INET, unix.SOCK_STREAM, 0)
 	if err == nil {
 		err = errors.Join(unix.Bind(fd, &unix.SockaddrInet4{Port: port, Addr: [4]byte{127, 0, 0, 1}}), unix.Listen(fd, 1))
+	}
+	return fd, err
+}
+
+// BindIn takes an UDP port of the loopback of a network.
+func BindIn(path string, port int) (int, error) {
+	fd, err := socketIn(path, unix.AF_INET, unix.SOCK_DGRAM, 0)
+	if err == nil {
+		err = unix.Bind(fd, &unix.SockaddrInet4{Port: port, Addr: [4]byte{127, 0, 0, 1}})
 	}
 	return fd, err
 }

@@ -5,13 +5,14 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
-	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -23,21 +24,22 @@ import (
 	"github.com/invarhq/invar/runtime"
 )
 
-// An inspection takes what an instance should be from the question alone, and what it is from the kernel (/proc, cgroups, statx) and from
-// the files that the launcher works from. The two are told in the same words, and the words here are the only place where they are.
+// An inspection takes what an instance should be from the question alone (expectation), and what it is from the kernel (/proc, cgroups,
+// statx) and from the files that the launcher works from. The two are told in the same words.
 //
 // What the first process makes of its arguments and variables once it runs is its own: a shell script that starts the server in its
 // place does, and so does a server that gives itself a title. So these two are compared as the launcher was told them.
 type inspection struct {
 	h     *Host
 	q     runtime.Question
-	pid   int
+	m     *memory
+	e     *expectation
+	pid   string
 	root  string // where the root is mounted
-	tree  string // and what the instance has as its root
-	who   user
 	want  []drift.Fact
 	got   []drift.Fact
 	boxed bool // in a sandbox: its processes are not the kernel's to tell of
+	buf   []byte
 }
 
 // Inspect implements runtime.Host.
@@ -46,8 +48,9 @@ func (h *Host) Inspect(_ context.Context, q runtime.Question) (runtime.Inspectio
 	h.mu.Lock()
 	i, ok := h.instances[id]
 	var seen instance.Observation
+	var of incarnation
 	if ok {
-		seen = i.seen
+		seen, of = i.seen, incarnation{i.attempt, i.seen.PID}
 	}
 	h.mu.Unlock()
 	switch {
@@ -56,60 +59,55 @@ func (h *Host) Inspect(_ context.Context, q runtime.Question) (runtime.Inspectio
 	case seen.State != instance.Running:
 		return runtime.Inspection{}, fault.Errorf(fault.Conflict, "inspecting instance %s: it does not run", id)
 	}
-	x := &inspection{h: h, q: q, pid: seen.PID, boxed: q.Spec.Isolation != ""}
-	if err := x.look(); err != nil {
+	x := &inspection{
+		h: h, q: q, m: &i.memory, pid: strconv.Itoa(seen.PID), root: filepath.Join(h.roots.mounts, q.Spec.Root.Hex()), boxed: q.Spec.Isolation != "",
+		buf: make([]byte, 16<<10),
+	}
+	if err := x.look(of); err != nil {
 		return runtime.Inspection{}, unavailable(fmt.Errorf("inspecting instance %s: %w", id, err))
 	}
 	return runtime.Inspection{Want: drift.Of(x.want...), Got: drift.Of(x.got...)}, nil
-}
-
-// expect and find note a fact. With one value for both, nothing differs.
-func (x *inspection) expect(k drift.Kind, field, value string) {
-	x.want = append(x.want, drift.Fact{Kind: k, Field: field, Value: value})
 }
 
 func (x *inspection) find(k drift.Kind, field, value string) {
 	x.got = append(x.got, drift.Fact{Kind: k, Field: field, Value: value})
 }
 
+// both notes what should be and what is, of the root, whose seal tells the one.
 func (x *inspection) both(k drift.Kind, field, want, got string) {
-	x.expect(k, field, want)
+	x.want = append(x.want, drift.Fact{Kind: k, Field: field, Value: want})
 	x.find(k, field, got)
 }
 
-// yes notes something that should be so.
-func (x *inspection) yes(k drift.Kind, field, so, otherwise string, ok bool) {
+// yes says what should be so, or else otherwise.
+func yes(so, otherwise string, ok bool) string {
 	if ok {
-		otherwise = so
+		return so
 	}
-	x.both(k, field, so, otherwise)
+	return otherwise
 }
 
-func (x *inspection) look() error {
-	s := x.q.Spec
-	x.root = filepath.Join(x.h.roots.mounts, s.Root.Hex())
+func (x *inspection) look(of incarnation) error {
 	if mounted := x.lookAtRoot(); !mounted {
 		return nil // what the root says of users can't be believed
 	}
-	var err error
-	if x.who, err = lookupUser(x.root, s.User); err != nil {
-		return err
+	x.m.mu.Lock()
+	defer x.m.mu.Unlock()
+	x.m.begin(of, x.q, time.Now())
+	if x.m.expected == nil {
+		var err error
+		if x.m.expected, err = x.h.expect(x.q, x.root); err != nil {
+			return err
+		}
 	}
-	if missing, err := lacking(x.root, points(s)); err != nil {
-		return err
-	} else if x.tree = x.root; len(missing) > 0 {
-		x.tree = filepath.Join(x.h.trees.dir, keyOf(s.Root, points(s)), "root")
-	}
-	if err := x.lookAtRecord(); err != nil {
-		return err
-	}
-	if err := x.lookAtFiles(); err != nil {
-		return err
-	}
+	x.e = x.m.expected
+	x.lookAtRecord()
+	x.lookAtFiles()
 	if alive := x.lookAtProcess(); !alive {
 		return nil
 	}
-	for _, look := range []func() error{x.lookAtLimits, x.lookAtStatus, x.lookAtNamespaces, x.lookAtMounts, x.lookAtPorts} {
+	x.want = append(x.want, x.e.running...)
+	for _, look := range []func() error{x.lookAtLimits, x.lookAtStatus, x.lookAtNamespaces, x.lookAtMounts, x.lookAtSockets} {
 		if err := look(); err != nil {
 			return err
 		}
@@ -121,10 +119,10 @@ func (x *inspection) look() error {
 func (x *inspection) lookAtRoot() (mounted bool) {
 	r, d := x.h.roots, x.q.Spec.Root
 	t := r.touched(d)
-	x.yes(drift.Root, "mount", "as mounted by this server", t.mount, t.mount == "")
+	x.both(drift.Root, "mount", "as mounted by this server", yes("as mounted by this server", t.mount, t.mount == ""))
 	x.both(drift.Root, "file", t.seal.File.String(), cmp.Or(t.file, t.seal.File.String()))
 	if t.seal.Immutable {
-		x.yes(drift.Root, "attribute", "immutable", "not immutable", !t.mutable)
+		x.both(drift.Root, "attribute", "immutable", yes("immutable", "not immutable", !t.mutable))
 	}
 	mounted = t.mount == ""
 	if !x.q.Content && t.file == "" {
@@ -142,33 +140,43 @@ func (x *inspection) lookAtRoot() (mounted bool) {
 	return mounted
 }
 
-// lookAtRecord compares what the launcher was told with what it should have been told.
-func (x *inspection) lookAtRecord() error {
-	b, err := os.ReadFile(filepath.Join(x.h.dir(x.q.Spec.Identity.ID), "oci", "config.json"))
+// lookAtRecord reads what the launcher was told.
+func (x *inspection) lookAtRecord() {
+	facts := x.m.file(filepath.Join(x.h.dir(x.q.Spec.Identity.ID), "oci", "config.json"), x.readRecord)
+	x.want, x.got = append(x.want, x.e.told...), append(x.got, facts...)
+}
+
+func (x *inspection) readRecord(_ unix.Stat_t, err error) []drift.Fact {
+	var b []byte
+	if err == nil {
+		b, err = os.ReadFile(filepath.Join(x.h.dir(x.q.Spec.Identity.ID), "oci", "config.json"))
+	}
 	var told specs.Spec
 	if err == nil {
 		err = json.Unmarshal(b, &told)
 	}
 	if err != nil || told.Process == nil || told.Root == nil {
-		x.both(drift.Process, "record", "the launcher's", "none that can be read")
-		return nil
+		return []drift.Fact{{Kind: drift.Process, Field: "record", Value: "none that can be read"}}
 	}
-	want := ociProcess(x.q.Spec, x.who)
-	x.both(drift.Process, "arguments", quoted(want.Args), quoted(told.Process.Args))
-	x.both(drift.Process, "working directory", want.Cwd, told.Process.Cwd)
-	for _, kv := range want.Env {
+	return recordFacts(told.Process, told.Root.Path)
+}
+
+// recordFacts tells a record that can be read.
+func recordFacts(p *specs.Process, root string) []drift.Fact {
+	facts := []drift.Fact{
+		{Kind: drift.Process, Field: "record", Value: "the launcher's"},
+		{Kind: drift.Process, Field: "arguments", Value: quoted(p.Args)},
+		{Kind: drift.Process, Field: "working directory", Value: p.Cwd},
+		{Kind: drift.User, Field: "asked for", Value: fmt.Sprint(p.User.UID, ":", p.User.GID, p.User.AdditionalGids)},
+		{Kind: drift.Capability, Field: "asked for", Value: capabilitiesOf(p.Capabilities)},
+		{Kind: drift.Confine, Field: "no_new_privs asked for", Value: yes("yes", "no", p.NoNewPrivileges)},
+		{Kind: drift.Root, Field: "directory", Value: root},
+	}
+	for _, kv := range p.Env {
 		key, value, _ := strings.Cut(kv, "=")
-		x.expect(drift.Variable, key, strconv.Quote(value))
+		facts = append(facts, drift.Fact{Kind: drift.Variable, Field: key, Value: strconv.Quote(value)})
 	}
-	for _, kv := range told.Process.Env {
-		key, value, _ := strings.Cut(kv, "=")
-		x.find(drift.Variable, key, strconv.Quote(value))
-	}
-	x.both(drift.User, "asked for", fmt.Sprint(want.User.UID, ":", want.User.GID, want.User.AdditionalGids), fmt.Sprint(told.Process.User.UID, ":", told.Process.User.GID, told.Process.User.AdditionalGids))
-	x.both(drift.Capability, "asked for", capabilitiesOf(want.Capabilities), capabilitiesOf(told.Process.Capabilities))
-	x.yes(drift.Confine, "no_new_privs asked for", "yes", "no", told.Process.NoNewPrivileges)
-	x.both(drift.Root, "directory", x.tree, told.Root.Path)
-	return nil
+	return facts
 }
 
 func capabilitiesOf(c *specs.LinuxCapabilities) string {
@@ -191,26 +199,15 @@ func quoted(args []string) string {
 	return strings.Join(out, " ")
 }
 
-// lookAtFiles compares the files that the instance was given. Of those that hold secrets only the owner and mode are told.
-func (x *inspection) lookAtFiles() error {
-	s := x.q.Spec
-	for n, f := range givenFiles(s) {
-		owner := x.who
-		if f.User != "" {
-			var err error
-			if owner, err = lookupUser(x.root, f.User); err != nil {
-				return err
-			}
-		}
-		mode := f.Mode & 0o777
-		if mode == 0 {
-			mode = 0o444
-		}
-		want := fmt.Sprintf("%s, mode %o, owner %d:%d", sum(f, f.Content), mode, x.h.features.hostID(owner.uid), x.h.features.hostID(owner.gid))
-		at := filepath.Join(x.h.dir(s.Identity.ID), "files", strconv.Itoa(n))
-		x.both(drift.File, f.Path, want, fileNow(at, f))
+// lookAtFiles reads the files that the instance was given. Of those that hold secrets only the owner and mode are told.
+func (x *inspection) lookAtFiles() {
+	x.want = append(x.want, x.e.files...)
+	for n, f := range x.e.given {
+		at := filepath.Join(x.h.dir(x.q.Spec.Identity.ID), "files", strconv.Itoa(n))
+		x.got = append(x.got, x.m.file(at, func(st unix.Stat_t, err error) []drift.Fact {
+			return []drift.Fact{{Kind: drift.File, Field: f.Path, Value: fileNow(at, f, st, err)}}
+		})...)
 	}
-	return nil
 }
 
 func sum(f runtime.File, content []byte) string {
@@ -220,9 +217,8 @@ func sum(f runtime.File, content []byte) string {
 	return string(digest.Of(content))
 }
 
-func fileNow(at string, f runtime.File) string {
-	var st unix.Stat_t
-	if err := unix.Lstat(at, &st); err != nil {
+func fileNow(at string, f runtime.File, st unix.Stat_t, err error) string {
+	if err != nil {
 		return err.Error()
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
@@ -230,7 +226,6 @@ func fileNow(at string, f runtime.File) string {
 	}
 	var content []byte
 	if f.Secret == "" {
-		var err error
 		if content, err = os.ReadFile(at); err != nil {
 			return err.Error()
 		}
@@ -238,54 +233,35 @@ func fileNow(at string, f runtime.File) string {
 	return fmt.Sprintf("%s, mode %o, owner %d:%d", sum(f, content), st.Mode&0o777, st.Uid, st.Gid)
 }
 
+// firstProcess is what should be said of it.
+const firstProcess = "running, child of the launcher's container"
+
 // lookAtProcess makes sure that the first process is there, and is the one that was started.
 func (x *inspection) lookAtProcess() bool {
-	x.expect(drift.Process, "first", "running, child of the launcher's container")
-	groups, err := os.ReadFile(x.proc("cgroup"))
+	x.want = append(x.want, drift.Fact{Kind: drift.Process, Field: "first", Value: firstProcess})
+	groups, err := slurp(x.proc("cgroup"), x.buf)
 	if err != nil || !bytes.Contains(groups, []byte(x.group())) {
-		x.find(drift.Process, "first", fmt.Sprintf("process %d is gone, or out of the instance's cgroup", x.pid))
+		x.find(drift.Process, "first", fmt.Sprintf("process %s is gone, or out of the instance's cgroup", x.pid))
 		return false
 	}
-	x.find(drift.Process, "first", "running, child of the launcher's container")
+	x.find(drift.Process, "first", firstProcess)
 	return true
 }
 
-func (x *inspection) proc(name string) string {
-	return filepath.Join("/proc", strconv.Itoa(x.pid), name)
-}
-func (x *inspection) group() string {
-	return x.h.cgroupParent() + "/" + string(x.q.Spec.Identity.ID)
-}
+func (x *inspection) proc(name string) string { return "/proc/" + x.pid + "/" + name }
+func (x *inspection) group() string           { return x.h.cgroupParent() + "/" + string(x.q.Spec.Identity.ID) }
 
 // lookAtLimits reads the cgroup's limits.
 func (x *inspection) lookAtLimits() error {
 	if !x.h.features.Limits.OK {
 		return nil
 	}
-	s := x.q.Spec
-	page := int64(os.Getpagesize())
-	limit := func(n int64) string {
-		if n <= 0 {
-			return "none"
-		}
-		return strconv.FormatInt(n, 10)
+	x.find(drift.Limit, "processes", x.limit("pids", "pids.max", "pids.max"))
+	x.find(drift.Limit, "memory bytes", x.limit("memory", "memory.limit_in_bytes", "memory.max"))
+	if x.q.Spec.MemoryBytes > 0 && x.h.features.Swap.OK {
+		x.find(drift.Limit, "memory and swap bytes", x.limit("memory", "memory.memsw.limit_in_bytes", "memory.swap.max"))
 	}
-	pids := s.PIDs
-	if pids == 0 {
-		pids = defaultPIDs
-	}
-	x.both(drift.Limit, "processes", limit(pids), x.limit("pids", "pids.max", "pids.max"))
-	memory := s.MemoryBytes / page * page
-	x.both(drift.Limit, "memory bytes", limit(memory), x.limit("memory", "memory.limit_in_bytes", "memory.max"))
-	if s.MemoryBytes > 0 && x.h.features.Swap.OK {
-		swap := x.limit("memory", "memory.memsw.limit_in_bytes", "memory.swap.max")
-		want := limit(memory)
-		if x.h.features.CgroupVersion == 2 {
-			want = "0"
-		}
-		x.both(drift.Limit, "memory and swap bytes", want, swap)
-	}
-	x.both(drift.Limit, "cpu thousandths", limit(s.CPUMillis), x.cpu())
+	x.find(drift.Limit, "cpu thousandths", x.cpu())
 	return nil
 }
 
@@ -306,7 +282,7 @@ func (x *inspection) control(controller, v1, v2 string) (string, error) {
 	if x.h.features.CgroupVersion == 1 {
 		path = filepath.Join("/sys/fs/cgroup", controller, x.group(), v1)
 	}
-	b, err := os.ReadFile(path)
+	b, err := slurp(path, x.buf)
 	return strings.TrimSpace(string(b)), err
 }
 
@@ -342,36 +318,39 @@ func (x *inspection) lookAtStatus() error {
 	if x.boxed {
 		return nil
 	}
-	b, err := os.ReadFile(x.proc("status"))
+	status, err := statusOf(x.pid, x.buf, statusFields...)
 	if err != nil {
 		return fault.As(fault.Conflict, err)
 	}
-	status := map[string]string{}
-	for line := range strings.Lines(string(b)) {
-		key, value, _ := strings.Cut(line, ":")
-		status[key] = strings.Join(strings.Fields(value), " ")
-	}
-	f := x.h.features
-	four := func(id int) string { return strings.TrimSpace(strings.Repeat(strconv.Itoa(f.hostID(id))+" ", 4)) }
-	groups := make([]string, len(x.who.groups))
-	for n, g := range x.who.groups {
-		groups[n] = strconv.Itoa(f.hostID(g))
-	}
-	now := strings.Fields(status["Groups"])
+	groups := strings.Fields(status["Groups"])
 	slices.Sort(groups)
-	slices.Sort(now)
-	x.both(drift.User, "uids", four(x.who.uid), status["Uid"])
-	x.both(drift.User, "gids", four(x.who.gid), status["Gid"])
-	x.both(drift.User, "groups", "["+strings.Join(groups, " ")+"]", "["+strings.Join(now, " ")+"]")
-	for _, set := range []string{"CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"} {
-		x.both(drift.Capability, set, "0000000000000000", status[set])
+	x.find(drift.User, "uids", status["Uid"])
+	x.find(drift.User, "gids", status["Gid"])
+	x.find(drift.User, "groups", "["+strings.Join(groups, " ")+"]")
+	for _, set := range capabilitySets {
+		x.find(drift.Capability, set, status[set])
 	}
-	x.both(drift.Confine, "no_new_privs", "1", status["NoNewPrivs"])
-	if f.Seccomp.OK {
-		x.both(drift.Confine, "seccomp mode", "2", status["Seccomp"])
+	x.find(drift.Confine, "no_new_privs", status["NoNewPrivs"])
+	if x.h.features.Seccomp.OK {
+		x.find(drift.Confine, "seccomp mode", status["Seccomp"])
 	}
-	x.both(drift.Process, "traced by", "0", status["TracerPid"])
+	x.find(drift.Process, "traced by", status["TracerPid"])
 	return nil
+}
+
+// capabilitySets are all that a process has, as /proc/PID/status names them.
+var capabilitySets = []string{"CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"}
+
+// statusFields are the lines of /proc/PID/status that a look reads.
+var statusFields = append([]string{"Uid", "Gid", "Groups", "NoNewPrivs", "Seccomp", "TracerPid"}, capabilitySets...)
+
+// namespaceKinds are those that are an instance's own, but for the network, which is made before it.
+func (h *Host) namespaceKinds() []string {
+	kinds := []string{"cgroup", "ipc", "mnt", "pid", "uts"}
+	if h.features.userNamespaces() {
+		kinds = append(kinds, "user")
+	}
+	return kinds
 }
 
 // lookAtNamespaces makes sure that the process is in namespaces of its own, and in the network that was made for it.
@@ -379,59 +358,74 @@ func (x *inspection) lookAtNamespaces() error {
 	if x.boxed {
 		return nil
 	}
-	for _, kind := range []string{"cgroup", "ipc", "mnt", "pid", "user", "uts"} {
-		if kind == "user" && !x.h.features.userNamespaces() {
-			continue
-		}
+	for _, kind := range x.h.namespaceKinds() {
 		link, err := os.Readlink(x.proc("ns/" + kind))
 		if err != nil {
 			return fault.As(fault.Conflict, err)
 		}
-		ours, err := os.Readlink("/proc/self/ns/" + kind)
-		if err != nil {
+		x.find(drift.Namespace, kind, yes("of its own", "the machine's", link != x.e.machine[kind]))
+		if kind != "user" {
+			continue
+		}
+		if err := x.lookAtOwners(link); err != nil {
 			return err
 		}
-		x.yes(drift.Namespace, kind, "of its own", "the machine's", link != ours)
 	}
 	var has, made unix.Stat_t
 	if err := unix.Stat(x.proc("ns/net"), &has); err != nil {
 		return fault.As(fault.Conflict, err)
 	}
 	err := unix.Stat(x.h.nets.path(string(x.q.Spec.Identity.ID)), &made)
-	x.yes(drift.Namespace, "net", "the one that was made for it", "another", err == nil && has.Dev == made.Dev && has.Ino == made.Ino)
-	if x.h.features.userNamespaces() {
-		want := fmt.Sprintf("0 %d %d", UIDBase, UIDSize)
+	x.find(drift.Namespace, "net", yes("the one that was made for it", "another", err == nil && has.Dev == made.Dev && has.Ino == made.Ino))
+	return nil
+}
+
+// lookAtOwners reads the maps of users and groups of a user namespace. The kernel lets each be written once, so it does not change.
+func (x *inspection) lookAtOwners(namespace string) error {
+	if x.m.owners.namespace != namespace {
+		var facts []drift.Fact
 		for _, file := range []string{"uid_map", "gid_map"} {
-			b, err := os.ReadFile(x.proc(file))
+			b, err := slurp(x.proc(file), x.buf)
 			if err != nil {
 				return fault.As(fault.Conflict, err)
 			}
-			x.both(drift.Namespace, file, want, strings.Join(strings.Fields(string(b)), " "))
+			facts = append(facts, drift.Fact{Kind: drift.Namespace, Field: file, Value: strings.Join(strings.Fields(string(b)), " ")})
 		}
+		x.m.owners = ownersMemory{namespace, facts}
+	}
+	x.got = append(x.got, x.m.owners.facts...)
+	return nil
+}
+
+// lookAtSockets finds sockets that wait where nothing should. What is declared need not wait: its health check says that.
+func (x *inspection) lookAtSockets() error {
+	list, err := x.sockets()
+	if err != nil {
+		return err
+	}
+	found := map[string]bool{}
+	for _, w := range list {
+		declared := slices.Contains(x.q.Spec.Ports, int(w.at.Port()))
+		client := w.network == "udp" && ephemeral(w.at.Port())
+		ours := w.network == "tcp" && slices.Contains(x.q.Listeners, w.at.String())
+		if !declared && !client && !ours {
+			found[w.String()] = true
+		}
+	}
+	for at := range found {
+		x.find(drift.Port, at, "listening")
 	}
 	return nil
 }
 
-// lookAtPorts finds listeners where nothing should listen. What is declared need not listen: its health check says that.
-func (x *inspection) lookAtPorts() error {
-	allowed := map[string]bool{}
-	for _, l := range x.q.Listeners {
-		allowed[l] = true
+func (x *inspection) sockets() ([]waiting, error) {
+	d, err := x.m.network(x.pid)
+	if err != nil {
+		return nil, fault.As(fault.Conflict, err)
 	}
-	found := map[string]bool{}
-	for _, file := range []string{"net/tcp", "net/tcp6"} {
-		b, err := os.ReadFile(x.proc(file))
-		if err != nil {
-			continue // no IPv6, or the process ends
-		}
-		for line := range strings.Lines(string(b)) {
-			if at, port, ok := listener(line); ok && !slices.Contains(x.q.Spec.Ports, port) && !allowed[at] {
-				found[at] = true
-			}
-		}
+	list, err := d.waiting()
+	if errors.Is(err, unix.ENOENT) { // no sock_diag in this kernel
+		return waitingIn(x.pid), nil
 	}
-	for _, at := range slices.Sorted(maps.Keys(found)) {
-		x.find(drift.Port, "tcp "+at, "listening")
-	}
-	return nil
+	return list, err
 }

@@ -53,6 +53,8 @@ type scanner struct {
 	boot time.Time
 
 	settled map[procKey]instance.ID // processes that were found to be an instance's: they can't leave its namespaces
+	firsts  map[procKey]target      // first processes and where they are, for the same reason
+	buf     []byte
 }
 
 type procKey struct {
@@ -65,11 +67,12 @@ type target struct {
 	id      instance.ID
 	first   int    // its first process
 	cgroup  []byte // that one's /proc/PID/cgroup
-	sandbox bool   // of a runtime with helpers of its own
+	spaces  []string
+	sandbox bool // of a runtime with helpers of its own
 }
 
 func newScanner(h *Host) *scanner {
-	s := &scanner{host: h, own: map[string]bool{}, self: os.Getpid(), boot: bootTime(), settled: map[procKey]instance.ID{}}
+	s := &scanner{host: h, own: map[string]bool{}, self: os.Getpid(), boot: bootTime(), settled: map[procKey]instance.ID{}, buf: make([]byte, 4<<10)}
 	for _, kind := range nsKinds {
 		s.own[nsKey(s.self, "", kind)] = true
 	}
@@ -116,7 +119,7 @@ func (h *Host) addForeign(id instance.ID, found []instance.Foreign) {
 const maxForeign = 64
 
 // targets returns the running instances, and which of them has each namespace and cgroup.
-func (s *scanner) targets() (list []target, byNamespace map[string]int, byCgroup map[string]int) {
+func (s *scanner) targets(procs map[int]proc) (list []target, byNamespace map[string]int, byCgroup map[string]int) {
 	s.host.mu.Lock()
 	for id, i := range s.host.instances {
 		if i.seen.State == instance.Running && i.seen.PID > 0 {
@@ -125,29 +128,47 @@ func (s *scanner) targets() (list []target, byNamespace map[string]int, byCgroup
 	}
 	s.host.mu.Unlock()
 	byNamespace, byCgroup = map[string]int{}, map[string]int{}
-	for n := range list {
-		t := &list[n]
-		t.cgroup, _ = os.ReadFile(filepath.Join("/proc", strconv.Itoa(t.first), "cgroup"))
-		if !bytes.Contains(t.cgroup, []byte(s.host.cgroupParent()+"/"+string(t.id))) {
+	firsts := make(map[procKey]target, len(list))
+	for n, t := range list {
+		key := procKey{t.first, procs[t.first].start}
+		known, ok := s.firsts[key]
+		if !ok || known.id != t.id {
+			known, ok = s.place(t)
+		}
+		if !ok {
 			continue // it ends, and its PID may be another's by now
 		}
+		list[n], firsts[key] = known, known
 		byCgroup[s.host.cgroupParent()+"/"+string(t.id)] = n
-		for _, kind := range nsKinds {
-			if key := nsKey(t.first, "", kind); key != "" && !s.own[key] {
-				byNamespace[key] = n
-			}
+		for _, space := range known.spaces {
+			byNamespace[space] = n
 		}
 	}
+	s.firsts = firsts
 	return list, byNamespace, byCgroup
+}
+
+// place looks where an instance's first process is; false when it is not in the instance's cgroup.
+func (s *scanner) place(t target) (target, bool) {
+	t.cgroup, _ = os.ReadFile(filepath.Join("/proc", strconv.Itoa(t.first), "cgroup"))
+	if !bytes.Contains(t.cgroup, []byte(s.host.cgroupParent()+"/"+string(t.id))) {
+		return t, false
+	}
+	for _, kind := range nsKinds {
+		if key := nsKey(t.first, "", kind); key != "" && !s.own[key] {
+			t.spaces = append(t.spaces, key)
+		}
+	}
+	return t, true
 }
 
 // scan looks at every process once.
 func (s *scanner) scan() map[instance.ID][]instance.Foreign {
-	list, byNamespace, byCgroup := s.targets()
-	if len(list) == 0 {
+	if !s.host.runs() {
 		return nil
 	}
-	procs := processes()
+	procs := processes(s.buf)
+	list, byNamespace, byCgroup := s.targets(procs)
 	found := map[instance.ID][]instance.Foreign{}
 	settled := make(map[procKey]instance.ID, len(s.settled))
 	ours := s.ours(procs)
@@ -173,6 +194,18 @@ func (s *scanner) scan() map[instance.ID][]instance.Foreign {
 	}
 	s.settled = settled
 	return found
+}
+
+// runs reports whether any instance does.
+func (h *Host) runs() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, i := range h.instances {
+		if i.seen.State == instance.Running {
+			return true
+		}
+	}
+	return false
 }
 
 // ours returns the processes of invar itself: the server with its gateway, and the launcher.
@@ -333,7 +366,7 @@ func nsKey(pid int, thread, kind string) string {
 }
 
 // processes reads all that there are.
-func processes() map[int]proc {
+func processes(buf []byte) map[int]proc {
 	dir, err := os.Open("/proc")
 	if err != nil {
 		return nil
@@ -346,7 +379,7 @@ func processes() map[int]proc {
 		if err != nil {
 			continue
 		}
-		if p, err := readProc(pid); err == nil {
+		if p, err := readProc(pid, buf); err == nil {
 			all[pid] = p
 		}
 	}
@@ -355,8 +388,8 @@ func processes() map[int]proc {
 
 const kernelThread = 0x00200000 // PF_KTHREAD
 
-func readProc(pid int) (proc, error) {
-	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+func readProc(pid int, buf []byte) (proc, error) {
+	b, err := slurp("/proc/"+strconv.Itoa(pid)+"/stat", buf)
 	if err != nil {
 		return proc{}, err
 	}

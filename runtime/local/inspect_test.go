@@ -157,6 +157,7 @@ func TestEachTamperingIsFoundWithinFiveSeconds(t *testing.T) {
 		"the hosts file edited":                    {func(m *machine, s runtime.Spec) { m.edit(s, "0") }, "file /etc/hosts: sha256:"},
 		"a given file edited":                      {func(m *machine, s runtime.Spec) { m.edit(s, "2") }, "file /etc/app/config: sha256:"},
 		"an undeclared listener":                   {func(m *machine, s runtime.Spec) { m.listen(s, 9999) }, "port tcp 127.0.0.1:9999: listening"},
+		"an undeclared UDP socket":                 {func(m *machine, s runtime.Spec) { m.bind(s, 5353) }, "port udp 127.0.0.1:5353: listening"},
 		"another root in place of the right one": {func(m *machine, s runtime.Spec) {
 			at := m.host.RootMount(s.Identity.ID)
 			m.must(unix.Mount("other", at, "tmpfs", 0, ""))
@@ -260,6 +261,78 @@ func (m *machine) listen(s runtime.Spec, port int) {
 	m.t.Cleanup(func() { unix.Close(fd) })
 }
 
+// bind takes an UDP port in the instance's network.
+func (m *machine) bind(s runtime.Spec, port int) {
+	m.t.Helper()
+	fd, err := local.BindIn(m.network(string(s.Identity.ID)), port)
+	m.must(err)
+	m.t.Cleanup(func() { unix.Close(fd) })
+}
+
+// What a program does with what it was given is its own business, at every look.
+func TestBusyProgramHasNoFinding(t *testing.T) {
+	m := newMachine(t)
+	s := m.serving("web-1")
+	s.Args = []string{"/bin/server", "busy"}
+	m.start(s)
+	m.until("web-1", "passing", passing)
+	for range 20 {
+		if found := m.confirmed(s); len(found) > 0 {
+			t.Fatalf("found:\n%s", strings.Join(found, "\n"))
+		}
+	}
+}
+
+// confirmed is what two looks find, as an inspector takes them.
+func (m *machine) confirmed(s runtime.Spec) []string {
+	m.t.Helper()
+	look := func() []instance.Finding {
+		x, err := m.host.Inspect(m.t.Context(), runtime.Question{Spec: s.WithoutSecrets()})
+		m.must(err)
+		return drift.Compare(x.Want, x.Got)
+	}
+	first := look()
+	if len(first) == 0 {
+		return nil
+	}
+	time.Sleep(200 * time.Millisecond)
+	var out []string
+	for _, f := range drift.Confirmed(first, look()) {
+		out = append(out, f.String())
+	}
+	return out
+}
+
+// A look takes from memory what can't have changed, and sees every change nevertheless, also those that leave size and modification time.
+func TestMemoryHidesNoChange(t *testing.T) {
+	m := newMachine(t)
+	s := m.everything("web-1")
+	m.start(s)
+	time.Sleep(1100 * time.Millisecond) // from then on, files are believed to be settled
+	for range 3 {
+		if found := m.findings(s); len(found) > 0 {
+			t.Fatalf("before:\n%s", strings.Join(found, "\n"))
+		}
+	}
+	file := filepath.Join(m.host.Run(), "instances", "web-1", "files", "2")
+	info, err := os.Stat(file)
+	m.must(err)
+	m.must(os.WriteFile(file, []byte("b"), 0o400))
+	m.must(os.Chtimes(file, info.ModTime(), info.ModTime()))
+	if found := m.findings(s); len(found) != 1 || !strings.HasPrefix(found[0], "file /etc/app/config: sha256:") {
+		t.Errorf("after a change of one byte: %q", found)
+	}
+	m.must(os.WriteFile(file, []byte("a"), 0o400))
+	if found := m.findings(s); len(found) > 0 {
+		t.Errorf("after it was undone: %q", found)
+	}
+	changed := s
+	changed.Env = append([]string{"B=c"}, s.Env...)
+	if found := m.findings(changed); len(found) != 1 || !strings.HasPrefix(found[0], "variable B: nothing") {
+		t.Errorf("with another question: %q", found)
+	}
+}
+
 func TestRootThatWasTouchedIsNotGivenToNewInstances(t *testing.T) {
 	var m *machine
 	var sound []byte
@@ -294,22 +367,45 @@ func TestRootThatWasTouchedIsNotGivenToNewInstances(t *testing.T) {
 	}
 }
 
+// BenchmarkInspect tells the processor time of a look, and of a scan for foreign processes, at 100 instances.
 func BenchmarkInspect(b *testing.B) {
 	m := newMachine(b)
 	const instances = 100
 	var all []runtime.Spec
 	for n := range instances {
 		s := m.everything(fmt.Sprintf("web-%d", n))
-		s.Volumes = nil
+		s.Volumes, s.Ports, s.Health = nil, nil, nil // so that nothing is checked meanwhile
+		s.Args = []string{"/bin/server", "sleep"}
 		m.start(s)
 		all = append(all, s.WithoutSecrets())
 	}
-	b.ReportMetric(instances, "instances")
-	for b.Loop() {
-		for _, s := range all {
-			if _, err := m.host.Inspect(b.Context(), runtime.Question{Spec: s}); err != nil {
-				b.Fatal(err)
+	scan := m.host.Scanner()
+	for name, act := range map[string]func(){
+		"look": func() {
+			for _, s := range all {
+				if _, err := m.host.Inspect(b.Context(), runtime.Question{Spec: s}); err != nil {
+					b.Fatal(err)
+				}
 			}
-		}
+		},
+		"scan": scan,
+	} {
+		b.Run(name, func(b *testing.B) {
+			act()
+			began := cpu(b)
+			for b.Loop() {
+				act()
+			}
+			b.ReportMetric(float64(cpu(b)-began)/1e3/float64(b.N)/instances, "cpu-µs/instance")
+		})
 	}
+}
+
+// cpu is what this process has used of the processors.
+func cpu(b *testing.B) time.Duration {
+	var u unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }

@@ -31,6 +31,8 @@ type inst struct {
 	spec runtime.Spec // without the values of secrets
 	act  sync.Mutex   // held by Create and Remove: one at a time
 
+	memory memory // of what looks at it found
+
 	attempt string               // of the launcher's creation that seen is about; "" when an earlier Host made it
 	seen    instance.Observation // State Absent while it is being created
 	gone    chan struct{}        // closed when it has exited or is removed
@@ -327,6 +329,7 @@ func (h *Host) discard(ctx context.Context, i *inst) error {
 	if _, err := h.launcher.callRepeated(ctx, wire.Request{Op: wire.OpRemove, ID: string(id)}); err != nil {
 		return err
 	}
+	i.memory.close()
 	if err := h.nets.release(string(id)); err != nil {
 		return err
 	}

@@ -33,6 +33,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -264,11 +265,22 @@ func (h *Host) Close() error {
 	h.stop()
 	h.loops.Wait()
 	h.nets.drain()
+	h.forgetLooks()
 	h.launcher.close()
 	if h.lock == nil {
 		return nil
 	}
 	return h.lock.Close()
+}
+
+// forgetLooks drops what looks at instances found, with the sockets that they were taken by.
+func (h *Host) forgetLooks() {
+	h.mu.Lock()
+	all := slices.Collect(maps.Values(h.instances))
+	h.mu.Unlock()
+	for _, i := range all { // a look may take a while
+		i.memory.close()
+	}
 }
 
 // Shutdown removes every instance, ends the launcher, and unmounts everything. Volumes, roots and logs stay. The Host is closed then.

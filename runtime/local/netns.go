@@ -159,7 +159,7 @@ func loopbackUp() error {
 // dialIn connects to a port of the loopback inside the namespace at path. Only socket(2) runs inside:
 // a socket keeps the namespace that it was made in.
 func dialIn(ctx context.Context, path string, port int) (net.Conn, error) {
-	fd, err := socketIn(path)
+	fd, err := socketIn(path, unix.AF_INET, unix.SOCK_STREAM, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -171,7 +171,7 @@ func dialIn(ctx context.Context, path string, port int) (net.Conn, error) {
 	return net.FileConn(f)
 }
 
-func socketIn(path string) (int, error) {
+func socketIn(path string, domain, kind, protocol int) (int, error) {
 	target, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return -1, fmt.Errorf("opening the network namespace %s: %w", path, err)
@@ -188,7 +188,7 @@ func socketIn(path string) (int, error) {
 		goruntime.UnlockOSThread()
 		return -1, fmt.Errorf("entering the network namespace %s: %w", path, err)
 	}
-	fd, sockErr := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	fd, sockErr := unix.Socket(domain, kind|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, protocol)
 	if err := unix.Setns(own, unix.CLONE_NEWNET); err != nil {
 		// The thread stays locked: it ends with this goroutine, and runs nothing else in the wrong namespace.
 		return -1, fmt.Errorf("leaving the network namespace %s: %w", path, err)

@@ -30,10 +30,12 @@ type roots struct {
 	mu   sync.Mutex
 	each map[digest.Digest]*sync.Mutex // held while one root is mounted or released
 	read map[digest.Digest]reading     // what files that had been touched were found to be
+
+	sealed map[digest.Digest]seal // as written to seals
 }
 
 func newRoots(files, data, run string, f Features, log *slog.Logger) *roots {
-	return &roots{files: files, data: data, mounts: filepath.Join(run, "roots"), seals: filepath.Join(run, "seals"), features: f, log: log, each: map[digest.Digest]*sync.Mutex{}, read: map[digest.Digest]reading{}}
+	return &roots{files: files, data: data, mounts: filepath.Join(run, "roots"), seals: filepath.Join(run, "seals"), features: f, log: log, each: map[digest.Digest]*sync.Mutex{}, read: map[digest.Digest]reading{}, sealed: map[digest.Digest]seal{}}
 }
 
 func (r *roots) lock(d digest.Digest) (unlock func()) {
@@ -193,6 +195,7 @@ func (r *roots) release(d digest.Digest) error {
 	if err := setImmutable(f, false); err != nil && !errors.Is(err, unix.ENOTTY) && !errors.Is(err, unix.EOPNOTSUPP) {
 		return err
 	}
+	r.remember(d, nil)
 	if err := os.Remove(r.sealPath(d.Hex())); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}

@@ -79,7 +79,11 @@ func (r *roots) sealRoot(f *os.File, d digest.Digest) error {
 		return fmt.Errorf("examining root %s: %w", d, err)
 	}
 	s.File, s.Immutable = stampOf(st), isImmutable(f)
-	return writeSeal(r.sealPath(d.Hex()), s)
+	if err := writeSeal(r.sealPath(d.Hex()), s); err != nil {
+		return err
+	}
+	r.remember(d, &s)
+	return nil
 }
 
 func writeSeal(path string, s seal) error {
@@ -102,9 +106,36 @@ func readSeal(path string) (s seal, found bool, err error) {
 	return s, err == nil, err
 }
 
+// sealOf returns a root's seal, from memory when it was read or written before. The caller holds no lock of the root.
+func (r *roots) sealOf(d digest.Digest) (seal, bool, error) {
+	r.mu.Lock()
+	s, found := r.sealed[d]
+	r.mu.Unlock()
+	if found {
+		return s, true, nil
+	}
+	defer r.lock(d)()
+	s, found, err := readSeal(r.sealPath(d.Hex()))
+	if found {
+		r.remember(d, &s)
+	}
+	return s, found, err
+}
+
+// remember keeps a root's seal; nil: it has none. The caller holds the root's lock.
+func (r *roots) remember(d digest.Digest, s *seal) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if s == nil {
+		delete(r.sealed, d)
+		return
+	}
+	r.sealed[d] = *s
+}
+
 // touched says what is not as it was when the root was sealed; nothing when all is. The file is looked at, not read.
 func (r *roots) touched(d digest.Digest) (t touch) {
-	s, found, err := readSeal(r.sealPath(d.Hex()))
+	s, found, err := r.sealOf(d)
 	if err != nil || !found {
 		t.mount = "not mounted by this server"
 		return t
@@ -117,20 +148,34 @@ func (r *roots) touched(d digest.Digest) (t touch) {
 	case now.Mount != s.Mount || now.Device != s.Device:
 		t.mount = "another mount (" + strconv.FormatUint(now.Mount, 10) + ")"
 	}
-	f, err := os.Open(r.file(d))
-	if err != nil {
+	now, immutable, err := lookAtFile(r.file(d))
+	switch {
+	case err != nil:
 		t.file = err.Error()
-		return t
-	}
-	defer f.Close()
-	var st unix.Stat_t
-	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
-		t.file = err.Error()
-	} else if now := stampOf(st); now != s.File {
+	case now != s.File:
 		t.file = now.String()
 	}
-	t.mutable = s.Immutable && !isImmutable(f)
+	t.mutable = s.Immutable && !immutable
 	return t
+}
+
+// lookAtFile tells a file as it is now, and whether it is immutable, without opening it.
+func lookAtFile(path string) (now stamp, immutable bool, err error) {
+	var st unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW, unix.STATX_BASIC_STATS, &st); err != nil {
+		return stamp{}, false, err
+	}
+	nano := func(t unix.StatxTimestamp) int64 { return t.Sec*1e9 + int64(t.Nsec) }
+	now = stamp{Device: unix.Mkdev(st.Dev_major, st.Dev_minor), Inode: st.Ino, Size: int64(st.Size), Modified: nano(st.Mtime), Changed: nano(st.Ctime)}
+	if st.Attributes_mask&unix.STATX_ATTR_IMMUTABLE != 0 {
+		return now, st.Attributes&unix.STATX_ATTR_IMMUTABLE != 0, nil
+	}
+	f, err := os.Open(path) // a file system that tells only whom has the file open
+	if err != nil {
+		return now, false, err
+	}
+	defer f.Close()
+	return now, isImmutable(f), nil
 }
 
 // touch is what touched finds.
@@ -186,6 +231,7 @@ func (h *Host) restore(d digest.Digest) error {
 // detach takes a root's mounts away, and the seal.
 func (r *roots) detach(d digest.Digest) error {
 	defer r.lock(d)()
+	r.remember(d, nil)
 	if err := os.Remove(r.sealPath(d.Hex())); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}

@@ -6,6 +6,7 @@
 //	server sleep            does nothing
 //	server hog MIB          takes memory
 //	server say N TEXT       prints TEXT N times, then sleeps
+//	server busy             does what programs do: see busy.go
 package main
 
 import (
@@ -55,6 +56,10 @@ func main() {
 			fmt.Println(n, arg(3))
 		}
 		time.Sleep(time.Hour)
+	case "busy":
+		busy()
+	case "orphan":
+		orphan()
 	case "cat":
 		io.Copy(os.Stdout, os.Stdin)
 	case "stall": // reads nothing, and says so
