@@ -61,7 +61,7 @@ func (r *Reconciler) watchBesides(ctx context.Context) {
 		for _, s := range all {
 			b.look(ctx, s)
 		}
-		timer := time.NewTimer(max(besideEvery-time.Since(began), inspectShare*time.Since(began)))
+		timer := time.NewTimer(rest(besideEvery, time.Since(began), time.Since(began)))
 		select {
 		case <-timer.C:
 		case <-r.gateway.noticed:
