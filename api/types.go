@@ -312,19 +312,31 @@ type Accepted struct {
 
 // Measured is what the instances of an environment were found to run on.
 type Measured struct {
-	OK        bool               `json:"ok" doc:"Whether every instance is as its release says."`
-	Env       string             `json:"env" doc:"Environment."`
-	Instances []MeasuredInstance `json:"instances" doc:"Every instance on the host, sorted by id."`
+	OK         bool               `json:"ok" doc:"Whether every instance is as its release says."`
+	Env        string             `json:"env" doc:"Environment."`
+	Result     string             `json:"result" enum:"as-released,not-measured,differs" doc:"The worst of the instances'. not-measured: of some, or of all, nothing could be told."`
+	Generation int                `json:"generation" doc:"The environment's head, all the time that it was measured."`
+	Release    digest.Digest      `json:"release" doc:"Release of the head."`
+	From       time.Time          `json:"from" doc:"When measuring began."`
+	To         time.Time          `json:"to" doc:"When it ended."`
+	Detail     string             `json:"detail,omitempty" doc:"Why nothing could be measured."`
+	Instances  []MeasuredInstance `json:"instances" doc:"Every instance that runs or is to run, sorted by id."`
+	Entry      uint64             `json:"entry" doc:"Index of the entry in the ledger."`
+	Statement  digest.Digest      `json:"statement" doc:"Digest of the signed statement, the entry's body."`
+	Envelope   string             `json:"envelope,omitempty" doc:"The signed statement: an in-toto statement in a DSSE envelope, as text."`
 }
 
 // MeasuredInstance is what one instance was found to run on.
 type MeasuredInstance struct {
 	ID        string        `json:"id" doc:"Instance."`
 	Component string        `json:"component" doc:"Component."`
+	Digest    digest.Digest `json:"digest,omitempty" doc:"Digest of the component; absent: the ledger does not know the instance."`
+	State     string        `json:"state" enum:"running,waiting,missing,unknown" doc:"missing: the ledger says that it runs, and it does not. unknown: it runs, and the ledger does not know it."`
 	OK        bool          `json:"ok" doc:"Whether it is as its release says."`
 	Expected  digest.Digest `json:"expected" doc:"Digest of the root in the release."`
 	Found     digest.Digest `json:"found,omitempty" doc:"Digest of the root that it runs on, read again from its first byte to its last."`
 	Findings  []Finding     `json:"findings,omitempty" doc:"How it differs from its release otherwise, looked at from outside."`
+	More      int           `json:"more,omitempty" doc:"Findings that are left out."`
 	Detail    string        `json:"detail,omitempty" doc:"Why it could not be measured."`
 }
 

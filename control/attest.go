@@ -5,8 +5,8 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"strings"
 
+	"github.com/invarhq/invar/attest"
 	"github.com/invarhq/invar/digest"
 	"github.com/invarhq/invar/fault"
 	"github.com/invarhq/invar/release"
@@ -14,12 +14,8 @@ import (
 	"github.com/invarhq/invar/state"
 )
 
-// Names of the statement about a release that was made again. Their meaning never changes.
-const (
-	TypeEnvelope          = "application/vnd.dsse.envelope.v1+json"
-	ReproductionPredicate = "https://github.com/invarhq/invar/reproduction/v1"
-	statementType         = "https://in-toto.io/Statement/v1"
-)
+// ReproductionPredicate is the type of statements about a release that was made again. docs/reproduce.md describes it.
+const ReproductionPredicate = "https://github.com/invarhq/invar/reproduction/v1"
 
 // Limits of what is said of a reproduction.
 const (
@@ -49,18 +45,8 @@ func (r Reproduction) Result() string {
 	return state.Same
 }
 
-// ReproductionStatement is an in-toto statement v1. Its encoding is canonical JSON (RFC 8785).
-type ReproductionStatement struct {
-	Type          string                `json:"_type"`
-	Subject       []statementSubject    `json:"subject"` // what was compared, by what is recorded
-	PredicateType string                `json:"predicateType"`
-	Predicate     reproductionPredicate `json:"predicate"`
-}
-
-type statementSubject struct {
-	Name   string            `json:"name"`
-	Digest map[string]string `json:"digest"`
-}
+// ReproductionStatement is the statement about a release that was made again. Its subjects are what was compared, by what is recorded.
+type ReproductionStatement = attest.Statement[reproductionPredicate]
 
 type reproductionPredicate struct {
 	Result      string           `json:"result"`
@@ -87,9 +73,6 @@ func (s *Service) Attest(ctx context.Context, by Actor, d digest.Digest, r Repro
 }
 
 func (s *Service) attest(ctx context.Context, by Actor, d digest.Digest, r Reproduction) (int64, digest.Digest, error) {
-	if s.config.SignStatement == nil {
-		return 0, "", fault.Errorf(fault.Invalid, "this server signs no statements")
-	}
 	known, err := s.State().Release(d)
 	if err != nil {
 		return 0, "", err
@@ -97,21 +80,17 @@ func (s *Service) attest(ctx context.Context, by Actor, d digest.Digest, r Repro
 	if err := s.checkReproduction(known, r); err != nil {
 		return 0, "", err
 	}
-	envelope, err := s.reproductionEnvelope(by, known, r)
+	body, _, err := sign(ctx, s, reproduction(by, s.config.Origin, known, r))
 	if err != nil {
 		return 0, "", err
 	}
-	name := digest.Of(envelope)
-	if err := s.put(ctx, name, envelope); err != nil {
-		return 0, "", fmt.Errorf("storing the statement: %w", err)
-	}
 	e := s.entry(by, known.Env, state.AttestReproduced{Release: d, Bundle: known.Bundle, Result: r.Result(), Builder: r.Builder})
-	e.Body = &state.Body{Digest: name, Size: int64(len(envelope)), Type: TypeEnvelope}
+	e.Body = body
 	for _, p := range r.Parts {
 		e.Subject = append(e.Subject, state.Subject{Name: p.Name, Digest: p.Recorded})
 	}
 	index, err := s.append(ctx, func(state.State) ([]state.Entry, error) { return []state.Entry{e}, nil })
-	return index, name, err
+	return index, body.Digest, err
 }
 
 // checkReproduction refuses parts that the release does not have or that are recorded otherwise, and differences without end.
@@ -167,21 +146,37 @@ func (s *Service) partsOf(known state.KnownRelease) (map[string]digest.Digest, e
 func imagePart(name spec.ImageName) string { return "image " + string(name) }
 func rootPart(name spec.ImageName) string  { return "root " + string(name) }
 
-// reproductionEnvelope makes the statement and signs it.
-func (s *Service) reproductionEnvelope(by Actor, known state.KnownRelease, r Reproduction) ([]byte, error) {
+// reproduction is the statement.
+func reproduction(by Actor, ledger string, known state.KnownRelease, r Reproduction) ReproductionStatement {
 	parts := slices.SortedFunc(slices.Values(r.Parts), func(a, b ReproducedPart) int { return cmp.Compare(a.Name, b.Name) })
-	st := ReproductionStatement{Type: statementType, PredicateType: ReproductionPredicate, Predicate: reproductionPredicate{
+	var about []attest.Subject
+	for _, p := range parts {
+		about = append(about, attest.Of(p.Name, p.Recorded))
+	}
+	return attest.New(ReproductionPredicate, reproductionPredicate{
 		Result: r.Result(), Release: known.Digest, Bundle: known.Bundle, Parts: parts, Differences: r.Differences, Builder: r.Builder,
-		Who: by.Who(), By: s.config.Origin,
+		Who: by.Who(), By: ledger,
 		Checked: []string{"the release is in the ledger, and the parts are recorded with these digests", "who said it was authenticated by the server"},
 		Claimed: []string{"the release was made again from its bundle, with this outcome; the server has not done it, nor seen it done"},
-	}}
-	for _, p := range parts {
-		st.Subject = append(st.Subject, statementSubject{p.Name, map[string]string{"sha256": strings.TrimPrefix(string(p.Recorded), "sha256:")}})
+	}, about...)
+}
+
+// sign signs a statement with the ledger's key, stores it, and returns it, also as an entry's body.
+func sign[P any](ctx context.Context, s *Service, statement attest.Statement[P]) (*state.Body, []byte, error) {
+	if s.config.SignStatement == nil {
+		return nil, nil, fault.Errorf(fault.Invalid, "this server signs no statements")
 	}
-	raw, err := digest.Canonical(st)
+	raw, err := statement.Encode()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return s.config.SignStatement(raw)
+	envelope, err := s.config.SignStatement(raw)
+	if err != nil {
+		return nil, nil, fmt.Errorf("signing the statement: %w", err)
+	}
+	b := &state.Body{Digest: digest.Of(envelope), Size: int64(len(envelope)), Type: attest.TypeEnvelope}
+	if err := s.put(ctx, b.Digest, envelope); err != nil {
+		return nil, nil, fmt.Errorf("storing the statement: %w", err)
+	}
+	return b, envelope, nil
 }

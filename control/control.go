@@ -63,6 +63,7 @@ type Config struct {
 	Secrets  Secrets // nil: no secret can be set
 
 	SignStatement func(statement []byte) (envelope []byte, err error) // with the ledger's key, as DSSE has it; nil: nothing is attested
+	Measure       Measure                                             // nil: nothing can be verified
 
 	Origin   string        // the ledger's name
 	Signer   note.Signer   // of the ledger's checkpoints, and of the snapshots of the state

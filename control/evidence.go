@@ -8,7 +8,6 @@ import (
 	"github.com/invarhq/invar/digest"
 	"github.com/invarhq/invar/evidence"
 	"github.com/invarhq/invar/fault"
-	"github.com/invarhq/invar/spec"
 	"github.com/invarhq/invar/state"
 )
 
@@ -20,23 +19,6 @@ func (s *Service) Content(d digest.Digest) (io.ReadCloser, error) {
 	}
 	r, _, err := s.config.Blobs.Open(d)
 	return r, err
-}
-
-// RecordVerify records that what an environment runs was measured.
-func (s *Service) RecordVerify(ctx context.Context, by Actor, name spec.EnvName, d state.Verify) error {
-	_, err := s.append(ctx, func(now state.State) ([]state.Entry, error) {
-		env, err := now.Environment(name)
-		e := s.entry(by, name, d)
-		e.Subject = []state.Subject{{Name: string(env.App), Digest: env.Head.Release}}
-		if e.Outcome = "as released"; len(d.Differ) > 0 {
-			e.Outcome = "differs"
-		}
-		return []state.Entry{e}, err
-	})
-	if err != nil {
-		return fmt.Errorf("recording that environment %s was measured: %w", name, err)
-	}
-	return nil
 }
 
 // RecordExport records that evidence was exported, and returns the entry's index and the log's signature of the manifest (evidence.Receipt).

@@ -2,6 +2,7 @@ package evidence
 
 import (
 	"context"
+	"crypto/ed25519"
 	"fmt"
 	"slices"
 	"time"
@@ -10,6 +11,7 @@ import (
 	"github.com/invarhq/invar/digest"
 	"github.com/invarhq/invar/fault"
 	"github.com/invarhq/invar/identity/sshkey"
+	"github.com/invarhq/invar/ledger"
 	"github.com/invarhq/invar/platform"
 	"github.com/invarhq/invar/policy"
 	"github.com/invarhq/invar/release"
@@ -69,9 +71,13 @@ type Blobs func(d digest.Digest) ([]byte, bool)
 
 // run folds a ledger from its first entry on, and checks each entry of which there is something to check against the state before it.
 // It never fails but for the end of ctx: what is wrong is a finding.
-func run(ctx context.Context, entries []state.Entry, blobs Blobs, scope Scope, now time.Time) (*Audit, error) {
+func run(ctx context.Context, entries []state.Entry, blobs Blobs, vkey string, scope Scope, now time.Time) (*Audit, error) {
+	_, key, err := ledger.PublicKey(vkey)
+	if err != nil {
+		return nil, err
+	}
 	a := &auditor{
-		Audit: Audit{Scope: scope, Kinds: map[state.Kind]int{}, entries: entries}, ctx: ctx, blobs: blobs, now: now,
+		Audit: Audit{Scope: scope, Kinds: map[state.Kind]int{}, entries: entries}, ctx: ctx, blobs: blobs, key: key, now: now,
 		records: map[digest.Digest]release.Record{}, decided: map[spec.EnvName][]int{}, counts: map[string]int{}, once: map[string]bool{}, seen: map[spec.EnvName]time.Time{},
 		erased: erasures(entries), compiled: map[digest.Digest]compiled{}, keys: map[keyOf]*sshkey.AllowedSigner{},
 	}
@@ -97,6 +103,7 @@ type auditor struct {
 	Audit
 	ctx   context.Context
 	blobs Blobs
+	key   ed25519.PublicKey // the log's
 	now   time.Time
 
 	state   state.State // before the entries in pending
@@ -131,6 +138,7 @@ var checks = []Checked{
 	{Check: "freeze", What: "moved heads kept to the freezes"},
 	{Check: "policy", What: "decisions of policies come out the same again, of the policy and the exceptions in force"},
 	{Check: "judged", What: "moved heads were judged by every policy in force"},
+	{Check: "attestation", What: "what the server attests is signed with the log's key, and says what its entry and the ledger say"},
 	{Check: "provenance", What: "provenance is signed with the log's key"},
 }
 
@@ -421,6 +429,8 @@ func (a *auditor) judge() {
 		a.find(Gap, "witness", "a witness knew the ledger otherwise: %s", d.Cause)
 	case state.Verify:
 		a.measured(d)
+	case state.AttestReproduced:
+		a.reproduced(d)
 	case state.EvidenceExport:
 		a.check("permission", a.may(platform.Evidence))
 		a.find(Notice, "export", "%s exported entries %d up to %d as evidence", a.entry.Actor.Who(), d.From, d.To-1)

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/mod/sumdb/tlog"
 
+	"github.com/invarhq/invar/attest"
 	"github.com/invarhq/invar/change"
 	"github.com/invarhq/invar/digest"
 	"github.com/invarhq/invar/fault"
@@ -65,18 +66,19 @@ func decodeAll(leaves [][]byte) ([]state.Entry, *Finding) {
 
 // Places of content in a bundle, by what it is. Names are the digests of what the files hold.
 const (
-	dirReleases   = "releases"
-	dirBundles    = "bundles"
-	dirPlans      = "plans"
-	dirPolicy     = "policy"
-	dirSBOM       = "sbom"
-	dirProvenance = "provenance"
-	dirRecordings = "recordings"
-	dirBodies     = "bodies"
+	dirReleases     = "releases"
+	dirBundles      = "bundles"
+	dirPlans        = "plans"
+	dirPolicy       = "policy"
+	dirSBOM         = "sbom"
+	dirProvenance   = "provenance"
+	dirAttestations = "attestations"
+	dirRecordings   = "recordings"
+	dirBodies       = "bodies"
 )
 
 // contentDirs are those that hold content by digest.
-var contentDirs = []string{dirReleases, dirBundles, dirPlans, dirPolicy, dirSBOM, dirProvenance, dirRecordings, dirBodies}
+var contentDirs = []string{dirReleases, dirBundles, dirPlans, dirPolicy, dirSBOM, dirProvenance, dirAttestations, dirRecordings, dirBodies}
 
 // placeOf is where the bundle has an entry's body.
 func placeOf(e state.Entry) string {
@@ -91,6 +93,8 @@ func placeOf(e state.Entry) string {
 		return named(dirPolicy, "decision-", e.Body.Digest, ".json")
 	case strings.HasPrefix(string(e.Kind()), "session."):
 		return named(dirRecordings, "", e.Body.Digest, "")
+	case e.Body.Type == attest.TypeEnvelope:
+		return named(dirAttestations, "", e.Body.Digest, ".dsse.json")
 	}
 	return named(dirBodies, "", e.Body.Digest, "")
 }
@@ -110,7 +114,7 @@ type made struct {
 // derive makes all files that follow from the dataset.
 func (d *dataset) derive(ctx context.Context, before ...Finding) (*made, error) {
 	blobs, paths := d.content()
-	a, err := run(ctx, d.entries, blobs, d.scope, d.at)
+	a, err := run(ctx, d.entries, blobs, d.vkey, d.scope, d.at)
 	if err != nil {
 		return nil, err
 	}
@@ -272,7 +276,7 @@ func (d *dataset) provenances(a *Audit) {
 			continue
 		}
 		n++
-		if err := checkEnvelope(d.blobs[p], key); err != nil {
+		if _, err := openEnvelope(d.blobs[p], key); err != nil {
 			a.Findings = append(a.Findings, Finding{Severity: Notice, Check: "provenance", Entry: -1, Message: fmt.Sprintf("%s: %v", p, err)})
 		}
 	}

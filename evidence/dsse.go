@@ -17,17 +17,17 @@ type envelope struct {
 	} `json:"signatures"`
 }
 
-// checkEnvelope says why the key has not signed the envelope, or nil.
-func checkEnvelope(raw []byte, key ed25519.PublicKey) error {
+// openEnvelope returns what is in the envelope, if the key has signed it.
+func openEnvelope(raw []byte, key ed25519.PublicKey) (payload []byte, err error) {
 	var e envelope
 	if err := json.Unmarshal(raw, &e); err != nil {
-		return fault.Errorf(fault.Corrupt, "it is no DSSE envelope: %w", err)
+		return nil, fault.Errorf(fault.Corrupt, "it is no DSSE envelope: %w", err)
 	}
 	signed := fmt.Appendf(nil, "DSSEv1 %d %s %d %s", len(e.PayloadType), e.PayloadType, len(e.Payload), e.Payload)
 	for _, s := range e.Signatures {
 		if ed25519.Verify(key, signed, s.Sig) {
-			return nil
+			return e.Payload, nil
 		}
 	}
-	return fault.Errorf(fault.Denied, "it is not signed with the log's key")
+	return nil, fault.Errorf(fault.Denied, "it is not signed with the log's key")
 }

@@ -13,7 +13,7 @@
 //	trust/                   the log's key, the witnesses' policy, allowed_signers with the times of every key
 //	approvals/               what people signed, and their signatures (SSHSIG)
 //	policy/                  decisions, with the bundles and inputs to come to them again
-//	releases/, bundles/, plans/, sbom/, provenance/, recordings/, bodies/
+//	releases/, bundles/, plans/, sbom/, provenance/, attestations/, recordings/, bodies/
 //	population.csv, population.json, controls.json, oscal/, report.html, VERIFY.md: what follows from all of these
 //
 // Leaves of the whole ledger are always there, since the state is their fold; bodies are there for the scope. Of an environment

@@ -7,9 +7,11 @@ import (
 	"testing/fstest"
 	"time"
 
+	"github.com/invarhq/invar/attest"
 	"github.com/invarhq/invar/change"
 	"github.com/invarhq/invar/digest"
 	"github.com/invarhq/invar/evidence"
+	"github.com/invarhq/invar/instance"
 	"github.com/invarhq/invar/ledger"
 	"github.com/invarhq/invar/platform"
 	"github.com/invarhq/invar/policy"
@@ -229,6 +231,72 @@ func TestAServerThatLiesIsFoundOut(t *testing.T) {
 			text, sig := sign(s, signerOf("bob"), s.Meaning.Namespace())
 			return w.add(person("bob"), "prod", state.ChangeReview{Generation: 2, Verdict: state.Accepted, Statement: text}, func(e *state.Entry) { e.Sigs = []state.Signature{sig} })
 		}, "bob is not in group reviewers"},
+		{"a measurement that the entry calls good, and the statement does not", func(w *world) state.Entry {
+			return w.measured("dave", func(m *measurement) {
+				m.found[0].Found = digest.Of([]byte("another root"))
+				m.edit = func(e *state.Entry, d *state.Verify) {
+					d.Result, d.Differ, e.Outcome = attest.AsReleased, nil, "as released"
+				}
+			})
+		}, "the result is differs, says the statement, and as-released, says the entry"},
+		{"a measurement that the statement calls good, and what it found is not", func(w *world) state.Entry {
+			return w.measured("dave", func(m *measurement) {
+				m.found[0].Found = digest.Of([]byte("another root"))
+				m.lie = func(s *attest.Statement[attest.Verification]) {
+					s.Predicate.Result, s.Predicate.Instances[0].Result = attest.AsReleased, attest.AsReleased
+				}
+				m.edit = func(e *state.Entry, d *state.Verify) { d.Result, d.Differ = attest.AsReleased, nil }
+			})
+		}, "is said to be as-released; what was found is differs"},
+		{"a measurement of another release", func(w *world) state.Entry {
+			return w.measured("dave", func(m *measurement) { m.of.Release = digest.Of([]byte("another release")) })
+		}, "was in force"},
+		{"a measurement with another subject", func(w *world) state.Entry {
+			return w.measured("dave", func(m *measurement) {
+				m.lie = func(s *attest.Statement[attest.Verification]) {
+					s.Subject[1] = attest.Of("root web", digest.Of([]byte("another root")))
+				}
+			})
+		}, "its subjects are not its release"},
+		{"a measurement against a root that is not the release's", func(w *world) state.Entry {
+			return w.measured("dave", func(m *measurement) { m.of.Components[0].Root = digest.Of([]byte("another root")) })
+		}, "component web is not as the release has it"},
+		{"a measurement that expects another root of an instance", func(w *world) state.Entry {
+			return w.measured("dave", func(m *measurement) {
+				m.found[0].Expected = digest.Of([]byte("another root"))
+				m.found[0].Found = m.found[0].Expected
+			})
+		}, "instance web-aaaaaaaaaa is not what the ledger says of it"},
+		{"a measurement that leaves an instance out", func(w *world) state.Entry {
+			return w.measured("dave", func(m *measurement) { m.found = m.found[1:] })
+		}, "instance web-aaaaaaaaaa ran, and the statement does not have it"},
+		{"a measurement that names others than differ", func(w *world) state.Entry {
+			return w.measured("dave", func(m *measurement) {
+				m.found[0].Found = digest.Of([]byte("another root"))
+				m.edit = func(_ *state.Entry, d *state.Verify) { d.Differ = []instance.ID{"web-bbbbbbbbbb"} }
+			})
+		}, "and the entry that 1 of 2 do, as [web-bbbbbbbbbb]"},
+		{"a measurement in the name of somebody else", func(w *world) state.Entry {
+			return w.measured("dave", func(m *measurement) { m.of.Who = "alice" })
+		}, "it was asked for by alice, says the statement, and dave, says the entry"},
+		{"a measurement that was made later than it was recorded", func(w *world) state.Entry {
+			return w.measured("dave", func(m *measurement) { m.of.To = m.of.To.Add(time.Hour) })
+		}, "and recorded at"},
+		{"a measurement that another key signed", func(w *world) state.Entry {
+			return w.measured("dave", func(m *measurement) {
+				skey, _, err := ledger.GenerateKey(origin)
+				if err != nil {
+					w.t.Fatal(err)
+				}
+				m.skey = skey
+			})
+		}, "it is not signed with the log's key"},
+		{"a measurement by somebody who may not", func(w *world) state.Entry {
+			return w.measured("mallory", func(*measurement) {})
+		}, "mallory lacked the permission verify"},
+		{"a reproduction that differed, recorded as the same", func(w *world) state.Entry {
+			return w.reproduced(state.Different, state.Same)
+		}, "the result is different, says the statement, and same, says the entry"},
 		{"an entry that does not follow", func(w *world) state.Entry {
 			e := w.entry(person("dave"), "prod", state.ChangeWithdraw{Change: 1}) // it was carried out
 			w.entries = append(w.entries, e)
@@ -255,6 +323,52 @@ func TestAServerThatLiesIsFoundOut(t *testing.T) {
 				t.Errorf("want %s named: %s\n%s", guilty.ID, c.want, lines(bad))
 			}
 		})
+	}
+}
+
+// A good statement is counted, and is no finding; what was found is a gap, as is that nothing was.
+func TestMeasurementsAreChecked(t *testing.T) {
+	w := governed(t)
+	w.measured("dave", func(*measurement) {})
+	w.measured("dave", func(m *measurement) { m.found[1].Found = digest.Of([]byte("another root")) })
+	w.measured("dave", func(m *measurement) { m.found, m.of.Detail = nil, "the host is away" })
+	w.reproduced(state.Same, state.Same)
+	w.add(person("root"), "prod", state.Verify{Instances: 2}) // as an old server wrote it
+	fsys := w.export()
+	r := w.verify(fsys)
+	if !r.OK() {
+		t.Fatal(lines(r.Findings))
+	}
+	for _, c := range r.Checks {
+		if c.Check == "attestation" && c.Count != 4 {
+			t.Errorf("%d statements were checked", c.Count)
+		}
+	}
+	all := lines(r.Findings)
+	for _, want := range []string{"gap verify: entry", "1 of 2 instances did not run what their release says, or could not be measured, as web-bbbbbbbbbb", "not all of what ran in prod could be measured"} {
+		if !strings.Contains(all, want) {
+			t.Errorf("want %q in\n%s", want, all)
+		}
+	}
+	n := 0
+	for _, p := range files(fsys) {
+		if strings.HasPrefix(p, "attestations/") && strings.HasSuffix(p, ".dsse.json") {
+			n++
+		}
+	}
+	if n != 4 || !strings.Contains(string(fsys[evidence.FileGuide].Data), "attestations/*.dsse.json") {
+		t.Errorf("%d attestations", n)
+	}
+}
+
+// A measurement that failed does not count as one: the week goes on.
+func TestAFailedMeasurementDoesNotEndAWeekWithout(t *testing.T) {
+	w := governed(t)
+	w.later(6 * 24 * time.Hour)
+	w.measured("dave", func(m *measurement) { m.found, m.of.Detail = nil, "the host is away" })
+	w.later(3 * 24 * time.Hour)
+	if all := lines(w.verify(w.export()).Findings); !strings.Contains(all, "what runs in prod was not measured from") {
+		t.Errorf("%s", all)
 	}
 }
 

@@ -444,27 +444,6 @@ func fields(e state.Entry, into any) error {
 	return json.NewDecoder(bytes.NewReader(b)).Decode(into)
 }
 
-// weekly is how often what runs is to be measured (PCI DSS 11.5.2).
-const weekly = 7 * 24 * time.Hour
-
-// measured notes what a measurement found, and how long there was none.
-func (a *auditor) measured(d state.Verify) {
-	a.check("permission", a.may(platform.Verify))
-	a.unmeasured(a.entry.Env, a.entry.Time)
-	a.seen[a.entry.Env] = a.entry.Time
-	if len(d.Differ) > 0 {
-		a.find(Gap, "verify", "%d of %d instances did not run what their release says, or could not be measured, as %s", len(d.Differ)+d.More, d.Instances, d.Differ[0])
-	}
-}
-
-// unmeasured finds that what an environment ran was not measured for more than a week until then.
-func (a *auditor) unmeasured(env spec.EnvName, until time.Time) {
-	since, runs := a.seen[env]
-	if runs && until.Sub(since) > weekly {
-		a.find(Gap, "verify", "what runs in %s was not measured from %s to %s: invar verify %s does", env, since.Format(timeFormat), until.Format(timeFormat), env)
-	}
-}
-
 // atEnd looks at what is still due after the last entry.
 func (a *auditor) atEnd() {
 	if a.Size == 0 {

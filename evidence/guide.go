@@ -35,6 +35,7 @@ func (d *dataset) guide(m *made, paths map[digest.Digest]string) []byte {
 		say("\n## Images\n\n`sbom/` has CycloneDX documents; `provenance/` has DSSE envelopes with in-toto statements, signed with the log's Ed25519 key (`%s`). What one says:\n\n", FileKey)
 		say("```sh\nfor f in provenance/*.dsse.json; do jq -r .payload \"$f\" | base64 -d | jq .subject; done\n```\n\n")
 	}
+	d.guideAttested(say)
 	say("## OSCAL\n\n`oscal/` holds to NIST's JSON schema of OSCAL %s (https://github.com/usnistgov/OSCAL/releases):\n\n", oscalVersion)
 	say("```sh\najv validate -s oscal_complete_schema.json -d %s --strict=false -c ajv-formats\n```\n\n", FileResults)
 	say("## A sample\n\nTell the other side your seed only now. `invar evidence sample . --seed TEXT --size 25` draws from the %d lines of `%s`, of which\nthe digest is `%s`:\n\n```\n%s\n```\n",
@@ -102,4 +103,14 @@ func (d *dataset) guidePolicy(m *made, paths map[digest.Digest]string, say func(
 		return
 	}
 	say("```\n")
+}
+
+// guideAttested says how to read what the server attests.
+func (d *dataset) guideAttested(say func(string, ...any)) {
+	if !slices.ContainsFunc(slices.Collect(maps.Keys(d.blobs)), func(p string) bool { return strings.HasPrefix(p, dirAttestations+"/") }) {
+		return
+	}
+	say("## What the server attests\n\n`attestations/` has DSSE envelopes with in-toto statements too, signed with the same key: what environments were found to run, and\n")
+	say("what came of making releases again. The line of `%s` that has the file's name as its body is the entry that it belongs to. What each measurement found:\n\n", FileEntries)
+	say("```sh\nfor f in attestations/*.dsse.json; do jq -r .payload \"$f\" | base64 -d | jq -c '.predicate | select(.instances) | {environment, generation, result, to, instances: (.instances | length)}'; done\n```\n\n")
 }

@@ -27,6 +27,7 @@ import (
 	"github.com/invarhq/invar/image/sbom"
 	"github.com/invarhq/invar/ledger"
 	"github.com/invarhq/invar/platform"
+	"github.com/invarhq/invar/state"
 )
 
 // The tools here are not ours: OpenSSH, opa, coreutils, jq, Tessera, go-securesystemslib, x/mod, and NIST's schema. None of the tests skips.
@@ -114,6 +115,8 @@ func whole(t *testing.T) *world {
 	w.approve("carol")
 	w.later(time.Minute)
 	w.carryOut("dave", w.shop("prod", "4", 1))
+	w.measured("dave", func(*measurement) {})
+	w.reproduced(state.Same, state.Same)
 	w.later(80 * time.Hour)
 	return w
 }
@@ -160,14 +163,18 @@ func TestTheCommandsOfVERIFYDoWhatTheySay(t *testing.T) {
 					t.Errorf("%s\nsaid %s", line, out)
 				}
 			}
+		case strings.Contains(block[1], "attestations"):
+			if !strings.Contains(out, `{"environment":"prod","generation":3,"result":"as-released",`) || strings.Count(out, "\n") != 1 {
+				t.Errorf("%s", out)
+			}
 		case strings.Contains(block[1], "payload"):
 			if !strings.Contains(out, `"web"`) {
 				t.Errorf("%s", out)
 			}
 		}
 	}
-	if ran != 7 {
-		t.Errorf("ran %d blocks, want 7:\n%s", ran, fsys[evidence.FileGuide].Data)
+	if ran != 8 {
+		t.Errorf("ran %d blocks, want 8:\n%s", ran, fsys[evidence.FileGuide].Data)
 	}
 }
 
@@ -288,6 +295,21 @@ func (k logKey) Public() crypto.PublicKey { return k.PublicKey }
 
 // go-securesystemslib takes the provenance, and not when it was touched.
 func TestAnotherLibraryVerifiesTheProvenance(t *testing.T) {
+	if n := verifiedByAnotherLibrary(t, "provenance/"); n != 1 {
+		t.Errorf("%d envelopes", n)
+	}
+}
+
+// The same of what the server attests: a measurement, and a reproduction.
+func TestAnotherLibraryVerifiesTheAttestations(t *testing.T) {
+	if n := verifiedByAnotherLibrary(t, "attestations/"); n != 2 {
+		t.Errorf("%d envelopes", n)
+	}
+}
+
+// verifiedByAnotherLibrary checks the envelopes of a directory, and returns how many there are.
+func verifiedByAnotherLibrary(t *testing.T, dir string) int {
+	t.Helper()
 	w := whole(t)
 	fsys := w.export()
 	_, key, err := ledger.PublicKey(w.vkey)
@@ -296,7 +318,7 @@ func TestAnotherLibraryVerifiesTheProvenance(t *testing.T) {
 	}
 	n := 0
 	for _, p := range files(fsys) {
-		if !strings.HasPrefix(p, "provenance/") {
+		if !strings.HasPrefix(p, dir) {
 			continue
 		}
 		n++
@@ -316,9 +338,7 @@ func TestAnotherLibraryVerifiesTheProvenance(t *testing.T) {
 			t.Errorf("%s: another payload is taken", p)
 		}
 	}
-	if n != 1 {
-		t.Errorf("%d envelopes", n)
-	}
+	return n
 }
 
 // A client of x/mod alone checks the proofs and the growth, from the files and the key.

@@ -57,7 +57,7 @@ func rules() platform.Definition {
 		},
 		Roles: []platform.Role{
 			{Name: "admin", Permissions: []platform.Permission{platform.Anything}},
-			{Name: "developer", Permissions: []platform.Permission{platform.Read, platform.Plan, platform.Apply, platform.Rollback, platform.Approve}},
+			{Name: "developer", Permissions: []platform.Permission{platform.Read, platform.Plan, platform.Apply, platform.Rollback, platform.Approve, platform.Verify}},
 		},
 		Grants: []platform.Grant{
 			{Role: "admin", Principals: []platform.PrincipalName{"root"}, Environments: []platform.Pattern{"*"}},

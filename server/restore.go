@@ -3,17 +3,21 @@ package server
 import (
 	"context"
 
+	"github.com/invarhq/invar/attest"
+	"github.com/invarhq/invar/deploy"
 	"github.com/invarhq/invar/digest"
 	"github.com/invarhq/invar/fault"
 	"github.com/invarhq/invar/image/root"
-	"github.com/invarhq/invar/instance"
 	"github.com/invarhq/invar/reconcile"
-	"github.com/invarhq/invar/release"
+	"github.com/invarhq/invar/state"
 )
 
-// inspect compares an instance with its component, from outside.
-func (s *Server) inspect(ctx context.Context, i instance.Identity, c release.Component) ([]instance.Finding, error) {
-	return reconcile.Inspect(ctx, s.host, i, c)
+// measure compares what an environment runs with its release.
+func (s *Server) measure(ctx context.Context, now func() (state.Environment, error)) ([]attest.Instance, error) {
+	return reconcile.Measure(ctx, s.host, func() (deploy.Environment, error) {
+		env, err := now()
+		return env.Environment, err
+	})
 }
 
 // restoreRoot makes a root again from the image of a component that runs on it: the host has set one aside that had changed.

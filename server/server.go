@@ -129,7 +129,7 @@ func (s *Server) openLedger(ctx context.Context) (err error) {
 		return err
 	}
 	s.control, err = control.Open(ctx, control.Config{
-		Recordings: s.recordings, SignStatement: func(statement []byte) ([]byte, error) { return sbom.Sign(statement, s.data.key.private) },
+		Measure: s.measure, Recordings: s.recordings, SignStatement: func(statement []byte) ([]byte, error) { return sbom.Sign(statement, s.data.key.private) },
 		Store: s.data.store, Blobs: blobs{s.content, roots}, Attached: blobs{s.content, roots}.attached, Evaluate: e.evaluate, Images: e.images, Secrets: s.vault,
 		Origin: s.data.key.origin(), Signer: s.data.key.signer, Verifier: s.data.key.verifier, VKey: s.data.key.vkey,
 		Version: s.config.Version, Init: empty, Log: s.log, User: owner(),
@@ -179,7 +179,7 @@ func (s *Server) openAPI(ctx context.Context) (err error) {
 	s.loops = reconcile.New(reconcile.Config{Source: s.control.Rollouts(), Recorder: s.control, Host: s.host, Traffic: s.gateway, Secrets: s.secretOf, InspectEvery: inspectEvery,
 		Alarm: s.control.Beside(), Log: s.log})
 	s.api, err = handler.New(handler.Config{
-		Control: s.control, Host: s.host, Inspect: s.inspect, Source: s.data.store, Verifier: s.data.key.verifier, VKey: s.data.key.vkey, Log: s.log,
+		Control: s.control, Host: s.host, Source: s.data.store, Verifier: s.data.key.verifier, VKey: s.data.key.vkey, Log: s.log,
 		Version: s.config.Version, DataFormat: DataFormat, StartedAt: s.started, Machine: s.machine(),
 		Cosigned: s.collect.Cosigned, Witnesses: s.witnesses,
 		Gateway: s.gateway.Status, Healthy: s.healthy, OIDC: s.identify, Names: s.names(), Attached: attachments(s.content), Registry: s.content.Handler(ctx), Recordings: s.openRecording,

@@ -127,11 +127,13 @@ func (f *fold) apply(entries []Entry) error {
 		return f.review(e, d)
 	case PolicyDecision:
 		return f.decided(e, d)
-	case AccessDenied, EvidenceExport, WitnessAlarm, Verify:
+	case AccessDenied, EvidenceExport, WitnessAlarm:
 	case HostDrift:
 		return f.hostDrift(e, d)
 	case HostResolved:
 		return f.hostResolved(d)
+	case Verify:
+		f.measured(e, d)
 	case AttestReproduced:
 		return f.reproduced(e, d)
 	case ReleaseRevoke:
@@ -220,6 +222,9 @@ func (f *fold) move(e Entry, g Generation, base int, how Governed) error {
 		env.Fork, env.Overlay = g.Fork, g.Fork.overlay(e.Env)
 	case MovedByApply:
 		env.Fork, env.Overlay = nil, nil
+	}
+	if (env.Head.Number == 0 || env.Destroyed()) && g.Release != "" {
+		env.Since, env.Measured = e.Time, nil
 	}
 	env.App = g.App
 	env.Volumes = env.Volumes || hasVolumes(record)

@@ -51,6 +51,8 @@ type Environment struct {
 	ConfirmBy   time.Time    `json:"confirm_by,omitzero"` // the head is reverted unless confirmed by then; zero: it need not be
 	Reviews     []Review     `json:"reviews,omitempty"`   // due, oldest first
 	Fork        *Forked      `json:"fork,omitempty"`      // nil: it is none
+	Measured    *Measured    `json:"measured,omitempty"`  // last; nil: never
+	Since       time.Time    `json:"since,omitzero"`      // when it began to run something, after it ran nothing
 }
 
 // Destroyed reports whether the head is nothing.

@@ -34,7 +34,6 @@ import (
 	"github.com/invarhq/invar/instance"
 	"github.com/invarhq/invar/ledger"
 	"github.com/invarhq/invar/platform"
-	"github.com/invarhq/invar/release"
 	"github.com/invarhq/invar/runtime"
 )
 
@@ -51,10 +50,9 @@ const (
 type Config struct {
 	Control  *control.Service
 	Host     Host
-	Inspect  func(context.Context, instance.Identity, release.Component) ([]instance.Finding, error) // how an instance differs from its component; nil: only roots are measured
-	Source   ledger.Source                                                                           // what the ledger is kept in, for a whole verification
-	Verifier note.Verifier                                                                           // of the ledger's checkpoints
-	VKey     string                                                                                  // Verifier as text
+	Source   ledger.Source // what the ledger is kept in, for a whole verification
+	Verifier note.Verifier // of the ledger's checkpoints
+	VKey     string        // Verifier as text
 	Log      *slog.Logger
 
 	Version    string    // of the program

@@ -1,0 +1,99 @@
+package evidence_test
+
+import (
+	"time"
+
+	"github.com/invarhq/invar/attest"
+	"github.com/invarhq/invar/deploy"
+	"github.com/invarhq/invar/image/sbom"
+	"github.com/invarhq/invar/instance"
+	"github.com/invarhq/invar/ledger"
+	"github.com/invarhq/invar/state"
+)
+
+// measurement is what a server says of a measurement, and how it lies.
+type measurement struct {
+	of    attest.Verification
+	found []attest.Instance
+	skey  string                                       // that signs the statement
+	lie   func(*attest.Statement[attest.Verification]) // about what was found
+	edit  func(*state.Entry, *state.Verify)            // of the entry
+}
+
+// running gives prod two healthy instances.
+func (w *world) running() {
+	w.t.Helper()
+	env, err := w.now.Environment("prod")
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if len(env.Instances) > 0 {
+		return
+	}
+	for _, id := range []instance.ID{"web-aaaaaaaaaa", "web-bbbbbbbbbb"} {
+		w.add(system, "prod", state.Step{Step: deploy.Step{Kind: deploy.Create, Instance: &instance.Identity{ID: id, Env: "prod", Component: "web",
+			Digest: env.Head.Digests["web"], Release: env.Head.Release, Generation: env.Head.Number}}})
+		w.add(system, "prod", state.Step{Step: deploy.Step{Kind: deploy.Healthy, ID: id}})
+	}
+	w.later(time.Minute)
+}
+
+// measured measures prod: what edit does not change is as released.
+func (w *world) measured(by string, edit func(*measurement)) state.Entry {
+	w.t.Helper()
+	w.running()
+	env, err := w.now.Environment("prod")
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	placed := env.Head.Record.Components[0]
+	m := measurement{skey: w.skey, lie: func(*attest.Statement[attest.Verification]) {}, edit: func(*state.Entry, *state.Verify) {},
+		of: attest.Verification{Env: "prod", Generation: env.Head.Number, Release: env.Head.Release, From: w.at, To: w.at, Who: by, By: origin, Server: "test",
+			Components: []attest.Component{{Name: "web", Digest: env.Head.Digests["web"], Root: placed.Component.Root, Replicas: placed.Replicas}}}}
+	for _, id := range []instance.ID{"web-aaaaaaaaaa", "web-bbbbbbbbbb"} {
+		m.found = append(m.found, attest.Instance{ID: id, Component: "web", Digest: env.Head.Digests["web"], State: attest.Running, Expected: placed.Component.Root, Found: placed.Component.Root})
+	}
+	edit(&m)
+	s := attest.Verified(m.of, m.found)
+	bad := s.Predicate.Bad()
+	d := state.Verify{Instances: len(s.Predicate.Instances), Generation: s.Predicate.Generation, Result: s.Predicate.Result, Differ: bad}
+	m.lie(&s)
+	body := envelope(w, m.skey, s)
+	e := w.entry(person(by), "prod", d)
+	e.Body = body
+	m.edit(&e, &d)
+	return w.add(person(by), "prod", d, func(to *state.Entry) { to.Body, to.Outcome = body, e.Outcome })
+}
+
+// envelope signs a statement, and keeps it.
+func envelope[P any](w *world, skey string, s attest.Statement[P]) *state.Body {
+	w.t.Helper()
+	raw, err := s.Encode()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	_, key, err := ledger.PrivateKey(skey)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	signed, err := sbom.Sign(raw, key)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return w.keep(signed, attest.TypeEnvelope)
+}
+
+// reproduced attests what came of making prod's release again, and records perhaps something else.
+func (w *world) reproduced(says, records string) state.Entry {
+	w.t.Helper()
+	env, err := w.now.Environment("prod")
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	bundle := env.Head.Record.Bundle
+	body := envelope(w, w.skey, attest.New("https://github.com/invarhq/invar/reproduction/v1", map[string]any{
+		"result": says, "release": env.Head.Release, "bundle": bundle, "who": "root",
+	}, attest.Of("release", env.Head.Release)))
+	return w.add(person("root"), "prod", state.AttestReproduced{Release: env.Head.Release, Bundle: bundle, Result: records,
+		Builder: state.Builder{Version: "1.0", Platform: "linux/amd64", Sources: state.SourcesBundle}}, func(e *state.Entry) { e.Body = body })
+}
