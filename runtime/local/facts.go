@@ -142,18 +142,14 @@ func (x *inspection) lookAtRoot() (mounted bool) {
 
 // lookAtRecord reads what the launcher was told.
 func (x *inspection) lookAtRecord() {
-	facts := x.m.file(filepath.Join(x.h.dir(x.q.Spec.Identity.ID), "oci", "config.json"), x.readRecord)
-	x.want, x.got = append(x.want, x.e.told...), append(x.got, facts...)
+	at := filepath.Join(x.h.dir(x.q.Spec.Identity.ID), "oci", "config.json")
+	x.want, x.got = append(x.want, x.e.told...), append(x.got, x.m.file(at, false, x.buf, tellRecord)...)
 }
 
-func (x *inspection) readRecord(_ unix.Stat_t, err error) []drift.Fact {
-	var b []byte
-	if err == nil {
-		b, err = os.ReadFile(filepath.Join(x.h.dir(x.q.Spec.Identity.ID), "oci", "config.json"))
-	}
+func tellRecord(_ unix.Stat_t, content []byte, err error) []drift.Fact {
 	var told specs.Spec
 	if err == nil {
-		err = json.Unmarshal(b, &told)
+		err = json.Unmarshal(content, &told)
 	}
 	if err != nil || told.Process == nil || told.Root == nil {
 		return []drift.Fact{{Kind: drift.Process, Field: "record", Value: "none that can be read"}}
@@ -204,8 +200,8 @@ func (x *inspection) lookAtFiles() {
 	x.want = append(x.want, x.e.files...)
 	for n, f := range x.e.given {
 		at := filepath.Join(x.h.dir(x.q.Spec.Identity.ID), "files", strconv.Itoa(n))
-		x.got = append(x.got, x.m.file(at, func(st unix.Stat_t, err error) []drift.Fact {
-			return []drift.Fact{{Kind: drift.File, Field: f.Path, Value: fileNow(at, f, st, err)}}
+		x.got = append(x.got, x.m.file(at, f.Secret != "", x.buf, func(st unix.Stat_t, content []byte, err error) []drift.Fact {
+			return []drift.Fact{{Kind: drift.File, Field: f.Path, Value: tellFile(f, st, content, err)}}
 		})...)
 	}
 }
@@ -217,18 +213,12 @@ func sum(f runtime.File, content []byte) string {
 	return string(digest.Of(content))
 }
 
-func fileNow(at string, f runtime.File, st unix.Stat_t, err error) string {
-	if err != nil {
+func tellFile(f runtime.File, st unix.Stat_t, content []byte, err error) string {
+	switch {
+	case err != nil:
 		return err.Error()
-	}
-	if st.Mode&unix.S_IFMT != unix.S_IFREG {
+	case st.Mode&unix.S_IFMT != unix.S_IFREG:
 		return "no regular file"
-	}
-	var content []byte
-	if f.Secret == "" {
-		if content, err = os.ReadFile(at); err != nil {
-			return err.Error()
-		}
 	}
 	return fmt.Sprintf("%s, mode %o, owner %d:%d", sum(f, content), st.Mode&0o777, st.Uid, st.Gid)
 }

@@ -1,6 +1,7 @@
 package local
 
 import (
+	"bytes"
 	"reflect"
 	"sync"
 	"time"
@@ -14,10 +15,9 @@ import (
 // memory is what the host remembers from one look at an instance to the next, so that a look costs little: it is dropped with the instance.
 //
 // It hides no change. What should be follows from the question and the root's content alone, so it is worked out again when the question is
-// another. What was read from a file is believed only while the file is the same one, by device, inode, size and the two times of its
-// last change: nobody can set the change time but by setting the machine's clock. Only what can't have changed is left out for these two
-// reasons; processes, rights, limits, mounts and sockets are asked for at every look. And once a minute, and whenever all bytes of the root
-// are asked for, all is forgotten and looked at as if for the first time.
+// another. What was read is read again at every look, and only what follows from it is remembered, for as long as every byte of it is the
+// same. A file's times would not do: what is written to a tmpfs through a mapping that was there before changes none of them. And once a
+// minute, and whenever all bytes of the root are asked for, all is forgotten and looked at as if for the first time.
 type memory struct {
 	mu       sync.Mutex // held during a look
 	since    time.Time
@@ -37,10 +37,11 @@ type incarnation struct {
 	pid     int
 }
 
-// fileMemory is what a file was found to be.
+// fileMemory is what a file was found to be, and what that says.
 type fileMemory struct {
-	was   stamp
-	facts []drift.Fact
+	mode, uid, gid uint32
+	content        []byte
+	facts          []drift.Fact
 }
 
 // mountsMemory is what a mountinfo was found to say.
@@ -56,13 +57,8 @@ type ownersMemory struct {
 	facts     []drift.Fact
 }
 
-const (
-	// forgetAfter is how often a look takes nothing from memory.
-	forgetAfter = time.Minute
-	// settledAfter is the age that a file's last change must have to be believed: the kernel's clock for it ticks every 10 ms at the
-	// slowest, so a change that follows another at once may leave the same time.
-	settledAfter = time.Second
-)
+// forgetAfter is how often a look takes nothing from memory.
+const forgetAfter = time.Minute
 
 // begin prepares for a look. The caller holds mu.
 func (m *memory) begin(of incarnation, q runtime.Question, now time.Time) {
@@ -85,18 +81,22 @@ func (m *memory) close() {
 	m.sockets, m.closed = nil, true
 }
 
-// file returns the facts that read finds in a file, from memory while the file is the same.
-func (m *memory) file(path string, read func(st unix.Stat_t, err error) []drift.Fact) []drift.Fact {
+// file returns what a file says, whose content is asked for unless it is secret.
+func (m *memory) file(path string, secret bool, buf []byte, tell func(st unix.Stat_t, content []byte, err error) []drift.Fact) []drift.Fact {
 	var st unix.Stat_t
+	var content []byte
 	err := unix.Lstat(path, &st)
-	was := stampOf(st)
-	if known, ok := m.files[path]; ok && err == nil && known.was == was {
+	if err == nil && !secret && st.Mode&unix.S_IFMT == unix.S_IFREG {
+		content, err = slurp(path, buf)
+	}
+	if err != nil {
+		return tell(st, nil, err)
+	}
+	if known, ok := m.files[path]; ok && known.mode == st.Mode && known.uid == st.Uid && known.gid == st.Gid && bytes.Equal(known.content, content) {
 		return known.facts
 	}
-	facts := read(st, err)
-	if age := time.Since(time.Unix(0, was.Changed)); err == nil && age > settledAfter {
-		m.files[path] = fileMemory{was, facts}
-	}
+	facts := tell(st, content, nil)
+	m.files[path] = fileMemory{st.Mode, st.Uid, st.Gid, bytes.Clone(content), facts}
 	return facts
 }
 
