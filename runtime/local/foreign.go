@@ -43,6 +43,7 @@ type proc struct {
 	start       uint64 // in clock ticks since the machine's start
 	threads     int
 	kernel      bool
+	exiting     bool
 }
 
 // scanner finds foreign processes.
@@ -187,6 +188,9 @@ func (s *scanner) scan() map[instance.ID][]instance.Foreign {
 				if p.pid == list[n].first || len(place.Namespaces) >= len(nsKinds)-2 && place.Cgroup { // inside for good: it has no rights to leave
 					settled[key] = list[n].id
 				}
+				continue
+			}
+			if ending(p) {
 				continue
 			}
 			found[list[n].id] = append(found[list[n].id], s.measure(p, place))
@@ -386,7 +390,18 @@ func processes(buf []byte) map[int]proc {
 	return all
 }
 
-const kernelThread = 0x00200000 // PF_KTHREAD
+// ending reports whether the process is about to end or has: then the kernel no longer tells of its cgroup as it was, and a short-lived
+// child of the instance would look like somebody else.
+func ending(p proc) bool {
+	now, err := readProc(p.pid)
+	return err != nil || now.start != p.start || now.exiting
+}
+
+// Flags of a process in /proc/PID/stat.
+const (
+	exiting      = 0x00000004 // PF_EXITING
+	kernelThread = 0x00200000 // PF_KTHREAD
+)
 
 func readProc(pid int, buf []byte) (proc, error) {
 	b, err := slurp("/proc/"+strconv.Itoa(pid)+"/stat", buf)
@@ -409,6 +424,6 @@ func readProc(pid int, buf []byte) (proc, error) {
 	if err == nil {
 		p.start, err = strconv.ParseUint(string(f[19]), 10, 64)
 	}
-	p.kernel = flags&kernelThread != 0
+	p.kernel, p.exiting = flags&kernelThread != 0, flags&exiting != 0
 	return p, err
 }
