@@ -20,6 +20,11 @@ func Listen(t Target) (func(), error) {
 	return t.open(unix.SOCK_STREAM, func(fd int) error { return os.NewSyscallError("listen", unix.Listen(fd, 1)) })
 }
 
+// ListenUDP opens a socket that takes datagrams, in the same way.
+func ListenUDP(t Target) (func(), error) {
+	return t.open(unix.SOCK_DGRAM, func(int) error { return nil })
+}
+
 // open opens a socket in the instance's network. Sockets stay in the network in which they were made.
 func (t Target) open(kind int, ready func(fd int) error) (func(), error) {
 	ns, err := unix.Open(t.proc("ns/net"), unix.O_RDONLY|unix.O_CLOEXEC, 0)

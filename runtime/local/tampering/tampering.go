@@ -42,8 +42,9 @@ type Kind struct {
 	Wide bool
 	// Diverts says that requests reach the intruder until it is found and healed.
 	Diverts bool
-	// Ends says that the act itself ends the instance's process: what was under way there is lost before invar can do anything.
-	Ends bool
+	// Unwatched says that the instance is ended and started again, which a server that runs would see at once, and replace: it is done
+	// while none runs. What was under way in the instance is lost.
+	Unwatched bool
 }
 
 // Evidence tells the entry that shows that something was found.
@@ -82,6 +83,11 @@ func Kinds() []Kind {
 		{Name: "the limit of memory raised", Do: raiseMemory, Shows: drifted("limit", "memory bytes")},
 		{Name: "the limit of CPU taken away", Do: freeCPU, Shows: drifted("limit", "cpu thousandths")},
 		{Name: "a listener on an undeclared port", Do: Listen, Shows: drifted("port", "tcp 127.0.0.1:9999")},
+		{Name: "started by hand with other arguments", Do: Again(OtherArguments), Shows: drifted("process", "arguments"), Unwatched: true},
+		{Name: "started by hand with other variables", Do: Again(OtherVariables), Shows: drifted("variable", "LD_PRELOAD"), Unwatched: true},
+		{Name: "started by hand as another user", Do: Again(OtherUser), Shows: drifted("user", "uids"), Unwatched: true},
+		{Name: "started by hand with a capability", Do: Again(WithCapability), Shows: drifted("capability", "CapEff"), Unwatched: true},
+		{Name: "started by hand without seccomp", Do: Again(WithoutSeccomp), Shows: drifted("confinement", "seccomp mode"), Unwatched: true},
 		{Name: "the pinned network replaced", Do: OtherNetwork, Shows: drifted("namespace", "net"), Diverts: true},
 	}
 }

@@ -3,9 +3,12 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"fmt"
+	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"strings"
 	"syscall"
 	"time"
@@ -24,10 +27,12 @@ func main() {
 		os.Exit(7)
 	case "eat":
 		eat()
+	case "busy":
+		go busy()
 	}
 	http.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	http.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintf(w, "mode %s\n", mode) })
-	fmt.Fprintln(os.Stderr, http.ListenAndServe(":8080", nil))
+	fmt.Fprintln(os.Stderr, http.ListenAndServe(":"+cmp.Or(os.Getenv("PORT"), "8080"), nil))
 	os.Exit(1)
 }
 
@@ -64,5 +69,31 @@ func eat() {
 		}
 		eaten = append(eaten, b)
 		time.Sleep(time.Millisecond)
+	}
+}
+
+// busy does what programs rightly do: it has children that live long, starts others that end at once, and asks by UDP as resolvers do.
+func busy() {
+	for range 2 {
+		long := exec.Command("/proc/self/exe", "shell")
+		if in, err := long.StdinPipe(); err == nil {
+			defer in.Close()
+			fmt.Println("child:", long.Start())
+		}
+	}
+	asking, err := net.ListenPacket("udp", "127.0.0.1:0") // a client's socket that is not connected
+	fmt.Println("asking:", err)
+	for ; ; time.Sleep(50 * time.Millisecond) {
+		short := exec.Command("/proc/self/exe", "shell") // its input is at its end
+		if err := short.Run(); err != nil {
+			fmt.Println("child:", err)
+		}
+		if asking != nil {
+			asking.WriteTo([]byte("who?"), &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 53})
+		}
+		if c, err := net.Dial("udp", "127.0.0.1:53"); err == nil {
+			c.Write([]byte("who?"))
+			c.Close()
+		}
 	}
 }
