@@ -211,6 +211,26 @@ func (b *book) about(id, kind string, ok func(told) bool) (api.Entry, bool) {
 	return api.Entry{}, false
 }
 
+// size is how many entries were read.
+func (b *book) size() uint64 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return uint64(len(b.entries))
+}
+
+// next returns the first entry of the kind from an index on that says what is wanted.
+func (b *book) next(from uint64, kind string, ok func(told) bool) (api.Entry, bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, e := range b.entries[min(from, uint64(len(b.entries))):] {
+		var d told
+		if e.Kind == kind && json.Unmarshal(e.Data, &d) == nil && ok(d) {
+			return e, true
+		}
+	}
+	return api.Entry{}, false
+}
+
 // suspected returns the instances of which an entry says that they differ.
 func (b *book) suspected() map[string][]string {
 	b.mu.Lock()
@@ -362,6 +382,39 @@ func unwatched(m *machine, trials []*trial) error {
 	}))...)
 }
 
+// besideInstances tampers with what the server has beside its instances. Requests may fail from then until it is healed, and not afterwards.
+func besideInstances(m *machine, book *book, load *load) error {
+	for _, k := range tampering.Beside() {
+		for _, f := range load.failures() {
+			return fmt.Errorf("a request failed before %q: %v", k.Name, f)
+		}
+		seen := book.size()
+		began := time.Now()
+		undo, err := k.Do(tampering.Target{Run: m.host.run, Data: m.host.data})
+		if err != nil {
+			return fmt.Errorf("%s: %w", k.Name, err)
+		}
+		var e, over api.Entry
+		found := within(2*foundWithin, func() (ok bool) { e, ok = book.next(seen, k.Shows.Entry, shows(k.Shows)); return ok })
+		healed := found && within(healedWithin, func() (ok bool) {
+			over, ok = book.next(e.Index, "host.resolved", func(told) bool { return true })
+			return ok
+		})
+		undo()
+		if took := e.Time.Sub(began); !healed || took > foundWithin {
+			return fmt.Errorf("%s: found: %v (%v), healed: %v", k.Name, found, took, healed)
+		}
+		time.Sleep(100 * time.Millisecond) // for requests that began before
+		for _, f := range load.failures() {
+			if !k.Diverts || f.began.Before(began) || f.began.After(over.Time) {
+				return fmt.Errorf("%s at %v, healed at %v: a request failed: %v", k.Name, began, over.Time, f)
+			}
+		}
+		m.t.Logf("%-50s found after %4d ms, healed after %4d ms", k.Name, e.Time.Sub(began).Milliseconds(), over.Time.Sub(began).Milliseconds())
+	}
+	return nil
+}
+
 // each does something to all lanes beside each other.
 func each(trials []*trial, act func(*trial) error) error {
 	failed := make([]error, len(trials))
@@ -411,6 +464,12 @@ func TestEachTamperingIsFoundAndHealed(t *testing.T) {
 	}
 	if err == nil {
 		err = unwatched(m, trials)
+	}
+	for _, f := range load.failures() {
+		t.Errorf("a request failed: %v", f)
+	}
+	if err == nil {
+		err = besideInstances(m, book, load)
 	}
 	load.end()
 	hit := map[string]bool{}

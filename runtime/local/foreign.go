@@ -393,7 +393,7 @@ func processes(buf []byte) map[int]proc {
 // ending reports whether the process is about to end or has: then the kernel no longer tells of its cgroup as it was, and a short-lived
 // child of the instance would look like somebody else.
 func ending(p proc) bool {
-	now, err := readProc(p.pid)
+	now, err := readProc(p.pid, make([]byte, 1<<10))
 	return err != nil || now.start != p.start || now.exiting
 }
 

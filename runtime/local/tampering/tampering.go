@@ -58,6 +58,8 @@ func (e Evidence) String() string { return strings.TrimSpace(e.Entry + " " + e.K
 
 func drifted(kind, field string) Evidence { return Evidence{"drift.detected", kind, field} }
 
+func odd(kind, field string) Evidence { return Evidence{"host.drift", kind, field} }
+
 // foreign shows that a process from outside was found.
 var foreign = Evidence{Entry: "instance.taint"}
 
@@ -88,13 +90,21 @@ func Kinds() []Kind {
 		{Name: "started by hand as another user", Do: Again(OtherUser), Shows: drifted("user", "uids"), Unwatched: true},
 		{Name: "started by hand with a capability", Do: Again(WithCapability), Shows: drifted("capability", "CapEff"), Unwatched: true},
 		{Name: "started by hand without seccomp", Do: Again(WithoutSeccomp), Shows: drifted("confinement", "seccomp mode"), Unwatched: true},
+		{Name: "an undeclared UDP socket", Do: ListenUDP, Shows: drifted("port", "udp 127.0.0.1:9999")},
 		{Name: "the pinned network replaced", Do: OtherNetwork, Shows: drifted("namespace", "net"), Diverts: true},
+	}
+}
+
+// Beside returns every kind of tampering with what a server has beside its instances, and that is found. Of the target, they need no instance.
+func Beside() []Kind {
+	return []Kind{
+		{Name: "another route table put in force", Do: ForeignTable, Shows: odd("table", "in force"), Diverts: true},
 	}
 }
 
 // Named returns the kind of that name. It panics when there is none: the program's text is wrong then.
 func Named(name string) Kind {
-	for _, k := range Kinds() {
+	for _, k := range append(Kinds(), Beside()...) {
 		if k.Name == name {
 			return k
 		}
