@@ -22,8 +22,9 @@ type daemon struct {
 	ended   chan struct{}
 	log     *os.File
 	client  *client.Client
-	gateway string // address of its HTTP gateway
-	pid     int    // of the gateway
+	gateway string   // address of its HTTP gateway
+	pid     int      // of the gateway
+	args    []string // of the server, beside those of every one
 }
 
 // newDaemon starts a server. When the section ends, `invar server stop` retires all that it runs.
@@ -49,7 +50,7 @@ func (d *daemon) socket() string { return "unix://" + filepath.Join(d.data, "inv
 
 // start starts the server's process, and returns how long it took until the API answered.
 func (d *daemon) start(ctx context.Context) (time.Duration, error) {
-	d.cmd = exec.Command(d.invar(), "server", "--data", d.data, "--listen", "", "--gateway", "127.0.0.1:0", "--gateway-tls", "")
+	d.cmd = exec.Command(d.invar(), append([]string{"server", "--data", d.data, "--listen", "", "--gateway", "127.0.0.1:0", "--gateway-tls", ""}, d.args...)...)
 	d.cmd.Stdout, d.cmd.Stderr = d.log, d.log
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	began := time.Now()

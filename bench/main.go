@@ -45,6 +45,7 @@ var sections = []section{
 	{"plan", "Plan of 1,000 components", benchPlan},
 	{"scale", "10,000 simulated instances in 500 environments", benchScale},
 	{"server", "Server: start and memory", benchServer},
+	{"drift", "Drift: what measuring costs", benchDrift},
 	{"govern", "Governance: authorised requests at the gate, and a policy decision", benchGovern},
 }
 

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -74,6 +75,8 @@ type ServerConfig struct {
 	ACME     string // directory URL of the certificate authority for routes with tls = "acme"
 	ACMEMail string
 	ACMERoot string // file of PEM certificates that the ACME server is trusted by; "" is the system's
+
+	InspectEvery time.Duration // how often every instance is compared with its release; 0: never
 
 	SecretsKeyCommand string // prints the key of secrets; "" keeps it in a file
 

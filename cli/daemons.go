@@ -2,9 +2,12 @@ package cli
 
 import (
 	"os"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/cobra/doc"
+
+	"github.com/invarhq/invar/fault"
 )
 
 func (a *app) serverCommand() *cobra.Command {
@@ -23,6 +26,9 @@ starts. "invar server stop" retires them as well.`,
 			if cfg.Witnesses, err = witnesses.policy(); err != nil {
 				return err
 			}
+			if cfg.InspectEvery < 0 {
+				return fault.WithHint(fault.Errorf(fault.Invalid, "--inspect %v: a time can't be negative", cfg.InspectEvery), "use 0 to compare only when asked to, by \"invar verify\"")
+			}
 			return a.Daemons.Server(c.Context(), cfg)
 		},
 	}
@@ -37,6 +43,8 @@ starts. "invar server stop" retires them as well.`,
 	f.StringVar(&cfg.ACMERoot, "acme-root", "", "`FILE` of PEM certificates that the ACME server is trusted by")
 	witnesses.add(f, "witness-quorum", "ask this `WITNESS` to cosign the ledger's checkpoints: VKEY@URL, or a file of C2SP tlog-policy")
 	f.StringVar(&cfg.SecretsKeyCommand, "secrets-key-command", "", "shell `COMMAND` that prints the age identity that secrets are encrypted with; \"\" keeps one in the data directory")
+	// What was done to an instance is found after this long and the pause before a second look: well within five seconds.
+	f.DurationVar(&cfg.InspectEvery, "inspect", 3*time.Second, "compare every instance with its release every `DUR`ation; 0: only when \"invar verify\" asks")
 	c.AddCommand(a.serverStopCommand())
 	return c
 }

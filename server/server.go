@@ -59,6 +59,9 @@ type Config struct {
 	Launcher string   // path of the launcher's program; "" is the one that this program carries
 	Log      *slog.Logger
 
+	// InspectEvery is how often every instance is compared with its release; 0: never.
+	InspectEvery time.Duration
+
 	// SecretsKeyCommand prints the key of secrets, when the server starts. "": a file of the data directory holds it.
 	SecretsKeyCommand string
 
@@ -66,10 +69,6 @@ type Config struct {
 	// where the definition does not say. It is asked again and again, and may change. nil: nobody.
 	Witnesses func() witness.Policy
 }
-
-// inspectEvery is how often every instance is compared with its release. With the second look that a finding needs, what was done to an
-// instance is found well within five seconds.
-const inspectEvery = 3 * time.Second
 
 // stopWithin bounds the time that requests under way get when the server is told to stop.
 const stopWithin = 10 * time.Second
@@ -176,7 +175,10 @@ func (s *Server) gatewayConfig() proxy.Config {
 
 // openAPI makes the loops and the API, which share nothing but control, host and gateway.
 func (s *Server) openAPI(ctx context.Context) (err error) {
-	s.loops = reconcile.New(reconcile.Config{Source: s.control.Rollouts(), Recorder: s.control, Host: s.host, Traffic: s.gateway, Secrets: s.secretOf, InspectEvery: inspectEvery,
+	if s.config.InspectEvery == 0 {
+		s.log.Warn("instances are compared with their release only when somebody asks")
+	}
+	s.loops = reconcile.New(reconcile.Config{Source: s.control.Rollouts(), Recorder: s.control, Host: s.host, Traffic: s.gateway, Secrets: s.secretOf, InspectEvery: s.config.InspectEvery,
 		Alarm: s.control.Beside(), Log: s.log})
 	s.api, err = handler.New(handler.Config{
 		Control: s.control, Host: s.host, Source: s.data.store, Verifier: s.data.key.verifier, VKey: s.data.key.vkey, Log: s.log,

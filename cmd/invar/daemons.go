@@ -28,7 +28,7 @@ func daemons() cli.Daemons {
 			return server.Run(ctx, server.Config{
 				Data: c.Data, Listen: c.Listen, Names: c.Names, HTTP: c.Gateway, HTTPS: c.HTTPS, Version: version, Log: log,
 				ACME:    proxy.ACME{Directory: c.ACME, Email: c.ACMEMail, Roots: c.ACMERoot},
-				Command: []string{self, "gateway"}, SecretsKeyCommand: c.SecretsKeyCommand,
+				Command: []string{self, "gateway"}, SecretsKeyCommand: c.SecretsKeyCommand, InspectEvery: c.InspectEvery,
 				Witnesses: func() witness.Policy { return c.Witnesses },
 			})
 		},
