@@ -48,6 +48,10 @@
 // An instance that was measured and differs from its release is recorded with all that differs, once for each thing. What follows is the
 // environment's rule: it is replaced as a tainted one is, or nothing. Where what replaced it differs as well, and again, it takes
 // longer each time: the difference then is in the component or the machine, and a new instance does not heal it.
+//
+// From its first finding until that is resolved, an instance differs. That is over when the instance is gone; where nothing but the entry
+// follows, also when two looks find it as released. One that differs and does not, again and again, counts as as released only after a time
+// that grows in the same way.
 package deploy
 
 import (
@@ -74,6 +78,7 @@ const (
 	Gone    Kind = "instance.gone"  // removed from the host
 	Tainted Kind = "instance.taint" // somebody was in it, or the session of an earlier taint is over
 	Drifted Kind = "drift.detected" // it was measured, and differs from its release
+	Settled Kind = "drift.resolved" // that is over
 	Done    Kind = "deploy.complete"
 	Failed  Kind = "deploy.fail"
 )
@@ -94,6 +99,10 @@ type Step struct {
 	Foreign    []instance.Foreign `json:"foreign,omitempty"`    // Tainted: the processes found
 	Findings   []instance.Finding `json:"findings,omitempty"`   // Drifted: how it differs; at most maxFindings of them
 	Response   spec.Response      `json:"response,omitempty"`   // Drifted: what follows
+	Resolution Resolution         `json:"resolution,omitempty"` // Settled: how
+	Keys       []string           `json:"keys,omitempty"`       // Settled: of the findings
+	Successors []instance.ID      `json:"successors,omitempty"` // Settled: instances that took over; at most maxSuccessors of them
+	OpenMillis int64              `json:"open_ms,omitempty"`    // Settled: since the first of the findings
 	Cause      string             `json:"cause,omitempty"`      // why, one sentence for people
 }
 

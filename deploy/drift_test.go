@@ -1,7 +1,10 @@
 package deploy
 
 import (
+	"encoding/json"
 	"fmt"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -29,7 +32,11 @@ func TestInstanceThatDiffersIsReplacedBesideAndRecordedOnce(t *testing.T) {
 	s.want(t, "web: a×2 a×1! a:100", "detected web-1")
 	s.see(instance.Passing)
 	s.rest()
-	s.want(t, "web: a×2 a:100", "healthy web-3", "retire web-1", "gone web-1")
+	s.want(t, "web: a×2 a:100", "healthy web-3", "retire web-1", "resolved web-1", "gone web-1")
+	over := s.last(Settled)
+	if over.Resolution != Replaced || !slices.Equal(over.Successors, []instance.ID{"web-3"}) || !slices.Equal(over.Keys, []string{"limit ", "user ", "port "}) {
+		t.Errorf("resolved %+v", over)
+	}
 }
 
 // What a new instance does not heal is not tried without end: the third replacement after each other is the last at once.
@@ -76,6 +83,69 @@ func TestAnAlertLeavesTheInstanceAsItIs(t *testing.T) {
 	s.want(t, "web: a×2 a:100", "detected web-1")
 	if i := s.env.Instances["web-1"]; !s.env.Serving(i) || len(i.Taints) > 0 {
 		t.Errorf("instance %+v", i)
+	}
+	s.after(time.Minute)
+	s.mend("web-1")
+	s.rest()
+	s.want(t, "web: a×2 a:100", "resolved web-1")
+	if over := s.last(Settled); over.Resolution != Ceased || over.OpenMillis != 60_000 || len(over.Successors) > 0 {
+		t.Errorf("resolved %+v", over)
+	}
+	s.rest()
+	s.want(t, "web: a×2 a:100")
+}
+
+func TestAStricterRuleIsForWhatDiffersAlready(t *testing.T) {
+	s := newScene()
+	s.active = map[instance.ID]int64{}
+	s.onDrift = spec.Alert
+	s.head(settings, "web×1=a")
+	s.thrive(time.Minute)
+	s.differ("web-1", "limit")
+	s.rest()
+	s.steps()
+	s.onDrift = ""
+	s.head(settings, "web×1=a")
+	s.rest()
+	s.want(t, "web: a×1 a×1! a:100", "detected web-1", "create web-2=a", "complete g2")
+}
+
+// What comes and goes makes ever fewer entries.
+func TestWhatComesAndGoesIsResolvedLessOften(t *testing.T) {
+	s := newScene()
+	s.onDrift = spec.Alert
+	s.head(settings, "web×1=a")
+	s.thrive(time.Minute)
+	s.steps()
+	for range 30 * 60 { // for an hour
+		s.after(time.Second)
+		s.differ("web-1", "port")
+		s.rest()
+		s.after(time.Second)
+		s.mend("web-1")
+		s.rest()
+	}
+	if n := len(strings.Split(s.steps(), "\n")); n > 30 {
+		t.Errorf("%d entries", n)
+	}
+}
+
+// Whatever a finding says, it fits into an entry of the ledger.
+func TestFindingsFitIntoAnEntry(t *testing.T) {
+	s := running(settings, "web×1=a")
+	o := s.host["web-1"]
+	for n := range 40 {
+		o.Drift = append(o.Drift, instance.Finding{Kind: "mount", Field: fmt.Sprint(n, strings.Repeat("\x01", 5000)), Found: strings.Repeat("é\x02", 100_000)})
+	}
+	s.host["web-1"] = o
+	s.rest()
+	for _, st := range s.decided {
+		if b, err := json.Marshal(st); err != nil || len(b) > 48<<10 {
+			t.Errorf("%s has %d bytes", st.Kind, len(b))
+		}
+	}
+	if n := len(s.env.Instances["web-1"].Drift); n != 40 {
+		t.Errorf("%d of 40 recorded", n)
 	}
 }
 

@@ -49,7 +49,10 @@ type Instance struct {
 	ExitedAt    time.Time       `json:"exited_at,omitzero"`     // zero: no exit was recorded
 	Cause       string          `json:"cause,omitempty"`        // of what it last became
 	Taints      []Taint         `json:"taints,omitempty"`       // none: nobody was in it
-	Drift       []string        `json:"drift,omitempty"`        // keys of the findings that were recorded
+	Drift       []string        `json:"drift,omitempty"`        // keys of the findings that were recorded and are not resolved
+	DriftAt     time.Time       `json:"drift_at,omitzero"`      // when the first of them was; zero: it does not differ
+	Response    spec.Response   `json:"response,omitempty"`     // what follows on them
+	Ceased      Recurrence      `json:"ceased,omitzero"`        // how often it differed no more by itself
 	Barred      bool            `json:"barred,omitempty"`       // it is tainted and had no traffic since: it gets none again
 }
 

@@ -24,11 +24,15 @@ func Next(e Environment, have []instance.Observation, now time.Time, newID func(
 		return nil
 	}
 	t := newTurn(e, have, now, newID)
+	t.decide()
+	return t.steps
+}
+
+func (t *turn) decide() {
 	t.observe()
 	t.judge()
 	t.roll()
 	t.finish()
-	return t.steps
 }
 
 // turn is one decision under way. Every step is folded into e as it is decided, so that the next follows from it.
@@ -97,9 +101,9 @@ func (t *turn) observe() {
 		t.measure(i, o)
 		switch {
 		case !seen && !i.Live():
-			t.emit(Step{Kind: Gone, ID: id})
+			t.gone(id, "")
 		case !seen && i.EverHealthy, seen && o.State == instance.Absent && i.Live():
-			t.emit(Step{Kind: Gone, ID: id, Cause: cmp.Or(o.Detail, "it disappeared from the host")})
+			t.gone(id, cmp.Or(o.Detail, "it disappeared from the host"))
 		case !i.Live():
 		case o.State == instance.Exited:
 			t.emit(Step{Kind: Exited, ID: id, ExitCode: o.ExitCode, OOM: o.OOM, Cause: exitCause(o)})
@@ -112,6 +116,14 @@ func (t *turn) observe() {
 		}
 	}
 	t.group()
+}
+
+// gone records that the host has the instance no more, and with it what that resolves.
+func (t *turn) gone(id instance.ID, cause string) {
+	if i := t.e.Instances[id]; len(i.Drift) > 0 {
+		t.outlive(i)
+	}
+	t.emit(Step{Kind: Gone, ID: id, Cause: cause})
 }
 
 func exitCause(o instance.Observation) string {
@@ -433,10 +445,7 @@ func (t *turn) keeps(i Instance) bool {
 func Wake(e Environment, have []instance.Observation, now time.Time) time.Time {
 	never := func(c spec.ComponentName) instance.ID { return "" }
 	t := newTurn(e, have, now, never)
-	t.observe()
-	t.judge()
-	t.roll()
-	t.finish()
+	t.decide()
 	for _, i := range t.e.Instances {
 		if !i.RetiringAt.IsZero() {
 			t.reached(i.RetiringAt.Add(t.e.drain(i)))

@@ -51,6 +51,7 @@ func (m *machine) anyHead(t *rapid.T) {
 		}
 		list = append(list, fmt.Sprintf("%s×%d=%s%s", c.name, n, v, c.more))
 	}
+	m.onDrift = rapid.SampledFrom([]spec.Response{"", spec.Alert}).Draw(t, "on_drift")
 	m.scene.head(r, list...)
 }
 
@@ -85,6 +86,10 @@ func (m *machine) actions() map[string]func(*rapid.T) {
 				m.leave(id, "x")
 			}
 		},
+		"differ": func(t *rapid.T) {
+			m.differ(m.anyInstance(t), rapid.SampledFrom([]string{"limit", "port", "user"}).Draw(t, "kind"))
+		},
+		"mend": func(t *rapid.T) { m.mend(m.anyInstance(t)) },
 		"lose": func(t *rapid.T) { delete(m.host, m.anyInstance(t)) },
 		"wait": func(t *rapid.T) {
 			m.now = m.now.Add(time.Duration(rapid.IntRange(0, 100_000).Draw(t, "ms")) * time.Millisecond)
@@ -128,10 +133,7 @@ func (m *machine) checkTurn(t *rapid.T) {
 	}
 	before, _ := json.Marshal(m.env)
 	turn := newTurn(m.env, m.have(), m.now, named(0))
-	turn.observe()
-	turn.judge()
-	turn.roll()
-	turn.finish()
+	turn.decide()
 	if turn.err != nil {
 		t.Fatalf("a step is not legal: %v", turn.err)
 	}
@@ -146,7 +148,7 @@ func (m *machine) checkTurn(t *rapid.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// An instance retired before the host had it is gone the turn after, and makes room for what comes then. A canary that has
+	// An instance retired before the host had it is gone the turn after, with what that resolves, and makes room for what comes then. A canary that has
 	// just got its share may ask for the instances of the next.
 	shifted := slices.ContainsFunc(steps, func(s Step) bool { return s.Kind == Shift })
 	for n := 1; ; n++ {
@@ -154,7 +156,7 @@ func (m *machine) checkTurn(t *rapid.T) {
 		if len(again) == 0 {
 			break
 		}
-		if again[0].Kind != Gone && !(again[0].Kind == Create && shifted) && n == 1 || n > 5 {
+		if again[0].Kind != Gone && again[0].Kind != Settled && !(again[0].Kind == Create && shifted) && n == 1 || n > 5 {
 			t.Fatalf("one turn left steps to do: %v\nafter %v\nin %s", m.lines(again), m.lines(steps), m.picture())
 		}
 		if after, err = after.ApplyAll(again, m.now); err != nil {
@@ -267,7 +269,7 @@ func TestPropertyTaintCostsNoTraffic(t *testing.T) {
 				t.Fatalf("%s: %v serve\n%s", when, n, m.picture())
 			}
 		}
-		names := []string{"intrude", "enter", "leave", "turn", "act", "thrive", "wait", "wake"}
+		names := []string{"intrude", "differ", "mend", "enter", "leave", "turn", "act", "thrive", "wait", "wake"}
 		for range rapid.IntRange(1, 60).Draw(t, "actions") {
 			name := rapid.SampledFrom(names).Draw(t, "action")
 			actions[name](t)
@@ -294,7 +296,7 @@ func TestPropertyConvergence(t *testing.T) {
 		actions := m.actions()
 		for range rapid.IntRange(0, 60).Draw(t, "actions") {
 			name := rapid.SampledFrom(slices.Sorted(maps.Keys(actions))).Draw(t, "action")
-			if len(m.host) == 0 && slices.Contains([]string{"pass", "fail", "exit", "lose", "intrude", "enter", "leave"}, name) {
+			if len(m.host) == 0 && slices.Contains([]string{"pass", "fail", "exit", "lose", "intrude", "enter", "leave", "differ", "mend"}, name) {
 				continue
 			}
 			actions[name](t)
@@ -309,6 +311,46 @@ func TestPropertyConvergence(t *testing.T) {
 		}
 		if m.env.Head.Outcome != Completed || len(m.host) != 6 {
 			t.Fatalf("head is %s, with %d instances on the host", m.env.Head.Outcome, len(m.host))
+		}
+	})
+}
+
+// TestPropertyDriftIsResolvedOnce: in any life, a finding is of an instance that is there, and from the first of an instance until one
+// resolution all belong together; there is none without, and in the end none is open.
+func TestPropertyDriftIsResolvedOnce(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		m := newMachine()
+		actions := m.actions()
+		for range rapid.IntRange(0, 50).Draw(t, "actions") {
+			name := rapid.SampledFrom(append(slices.Sorted(maps.Keys(actions)), "differ", "thrive", "turns")).Draw(t, "action")
+			if len(m.host) == 0 && slices.Contains([]string{"pass", "fail", "exit", "lose", "intrude", "enter", "leave", "differ", "mend"}, name) {
+				continue
+			}
+			actions[name](t)
+		}
+		m.thrive(time.Hour)
+		for id := range m.host {
+			m.mend(id)
+		}
+		m.thrive(time.Hour)
+		open := map[instance.ID][]string{}
+		for _, s := range m.decided {
+			switch s.Kind {
+			case Drifted:
+				for _, f := range s.Findings {
+					open[s.ID] = append(open[s.ID], f.Key())
+				}
+			case Settled:
+				slices.Sort(open[s.ID])
+				keys := slices.Sorted(slices.Values(s.Keys))
+				if len(keys) == 0 || !slices.Equal(slices.Compact(open[s.ID]), keys) {
+					t.Fatalf("%s resolved %v, of %v", s.ID, keys, open[s.ID])
+				}
+				delete(open, s.ID)
+			}
+		}
+		if len(open) > 0 {
+			t.Fatalf("still open: %v\n%s", open, m.picture())
 		}
 	})
 }

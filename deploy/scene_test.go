@@ -22,6 +22,7 @@ type scene struct {
 	now     time.Time
 	ids     int
 	log     []string
+	decided []Step // all
 	records map[digest.Digest]release.Record
 	onDrift spec.Response // of the heads to come
 }
@@ -69,6 +70,7 @@ func (s *scene) decide() []Step {
 		panic(err)
 	}
 	s.env = next
+	s.decided = append(s.decided, steps...)
 	for _, st := range steps {
 		s.log = append(s.log, s.line(st))
 	}
@@ -126,11 +128,28 @@ func (s *scene) intrude(id instance.ID) {
 // differ has the host measure that the instance differs in these things.
 func (s *scene) differ(id instance.ID, kinds ...string) {
 	o := s.host[id]
-	o.Drift = nil
+	o.Drift, o.Clean = nil, false
 	for _, k := range kinds {
 		o.Drift = append(o.Drift, instance.Finding{Kind: k, Expected: "a", Found: "b"})
 	}
 	s.host[id] = o
+}
+
+// mend has the host find the instance as released, twice.
+func (s *scene) mend(id instance.ID) {
+	o := s.host[id]
+	o.Drift, o.Clean = nil, true
+	s.host[id] = o
+}
+
+// last returns the last step of the kind.
+func (s *scene) last(k Kind) Step {
+	for _, st := range slices.Backward(s.decided) {
+		if st.Kind == k {
+			return st
+		}
+	}
+	return Step{}
 }
 
 func (s *scene) exit(id instance.ID, code int) {

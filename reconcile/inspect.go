@@ -30,7 +30,7 @@ type inspector struct {
 	lastRead time.Time
 }
 
-// suspect is an instance in which the first look found something.
+// suspect is an instance in which the first look found something, or nothing any more.
 type suspect struct {
 	owner    *owner
 	question runtime.Question
@@ -71,10 +71,12 @@ func (n *inspector) once(ctx context.Context) (looked time.Duration) {
 				continue
 			}
 			q.Content = n.dueContent(q.Spec.Root)
-			if found := n.look(ctx, q); len(found) > 0 {
+			switch found, ok := n.look(ctx, q); {
+			case !ok:
+			case len(found) > 0 || len(i.Drift) > 0:
 				suspects = append(suspects, suspect{o, q, found})
-			} else {
-				o.found(i.ID, nil)
+			default:
+				o.measured(i.ID, measurement{})
 			}
 		}
 	}
@@ -84,7 +86,9 @@ func (n *inspector) once(ctx context.Context) (looked time.Duration) {
 	sleep(ctx, confirmAfter)
 	began = time.Now()
 	for _, s := range suspects {
-		s.owner.found(s.question.Spec.Identity.ID, drift.Confirmed(s.findings, n.look(ctx, s.question)))
+		if again, ok := n.look(ctx, s.question); ok {
+			s.owner.measured(s.question.Spec.Identity.ID, measurement{drift.Confirmed(s.findings, again), len(s.findings)+len(again) == 0})
+		}
 	}
 	return looked + time.Since(began)
 }
@@ -111,16 +115,16 @@ func Inspect(ctx context.Context, host runtime.Host, i instance.Identity, c rele
 	return drift.Confirmed(found, drift.Compare(second.Want, second.Got)), nil
 }
 
-// look inspects once. An instance that ends meanwhile has no findings.
-func (n *inspector) look(ctx context.Context, q runtime.Question) []instance.Finding {
+// look inspects once. It reports false when that was not possible: the instance ends meanwhile, perhaps.
+func (n *inspector) look(ctx context.Context, q runtime.Question) ([]instance.Finding, bool) {
 	x, err := n.r.config.Host.Inspect(ctx, q)
 	if err != nil {
 		if !errors.Is(err, fault.NotFound) && !errors.Is(err, fault.Conflict) && ctx.Err() == nil {
 			n.r.log.Warn("inspecting", "instance", q.Spec.Identity.ID, "error", err)
 		}
-		return nil
+		return nil, false
 	}
-	return drift.Compare(x.Want, x.Got)
+	return drift.Compare(x.Want, x.Got), true
 }
 
 // dueContent reports whether it is time to read all of a root: one at a time, each once in a while.
@@ -138,15 +142,25 @@ func (n *inspector) dueContent(root digest.Digest) bool {
 	return true
 }
 
-// found keeps how an instance differs, and has a turn begin when that is new.
-func (o *owner) found(id instance.ID, findings []instance.Finding) {
+// measurement is what two looks at an instance came to.
+type measurement struct {
+	differs []instance.Finding // that both have
+	clean   bool               // neither has any
+}
+
+func (m measurement) same(other measurement) bool {
+	return m.clean == other.clean && slices.EqualFunc(m.differs, other.differs, func(a, b instance.Finding) bool { return a.Key() == b.Key() })
+}
+
+// measured keeps what an instance was found to be, and has a turn begin when that is new.
+func (o *owner) measured(id instance.ID, m measurement) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	same := slices.EqualFunc(o.differs[id], findings, func(a, b instance.Finding) bool { return a.Key() == b.Key() })
-	if len(findings) == 0 {
-		delete(o.differs, id)
+	same := m.same(o.measures[id])
+	if m.same(measurement{}) {
+		delete(o.measures, id)
 	} else {
-		o.differs[id] = findings
+		o.measures[id] = m
 	}
 	if !same {
 		o.poke()

@@ -88,11 +88,12 @@ func (f *fold) hostDrift(e Entry, d HostDrift) error {
 		}
 		h.Open = append(h.Open, drift.Open{Finding: x, Response: d.Response, Since: e.Time, Entry: f.log.Size})
 	}
+	f.detectedBeside(e, d)
 	f.put(tableHost, &h)
 	return nil
 }
 
-func (f *fold) hostResolved(d HostResolved) error {
+func (f *fold) hostResolved(e Entry, d HostResolved) error {
 	h := f.host()
 	h.Open = slices.Clone(h.Open)
 	for _, key := range d.Keys {
@@ -102,6 +103,7 @@ func (f *fold) hostResolved(d HostResolved) error {
 		}
 		h.Open = slices.Delete(h.Open, n, n+1)
 	}
+	f.resolvedBeside(e, d)
 	f.put(tableHost, &h)
 	return nil
 }

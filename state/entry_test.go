@@ -44,7 +44,7 @@ func samples() []state.Entry {
 		state.SessionEnd{Session: "abcdefghabcd", Instance: "web-aaaaaaaaaa", How: state.SessionExited, ExitCode: 1, Encrypted: true, Detail: "because"},
 	}
 	for _, k := range state.Kinds() {
-		if s, ok := k.Fields().(state.Step); ok && s.Kind != deploy.Drifted {
+		if s, ok := k.Fields().(state.Step); ok && s.Kind != deploy.Drifted && s.Kind != deploy.Settled {
 			s.Instance = &instance.Identity{ID: "web-aaaaaaaaaa", Env: "prod", Component: "web", Digest: d, Release: d, Generation: 1}
 			s.Shares = []deploy.Share{{Version: d, Percent: 100}}
 			s.Cause = "because"
@@ -86,6 +86,10 @@ func samples() []state.Entry {
 	datas = append(datas, state.HostDrift{Findings: []instance.Finding{odd}, Response: drift.Restore, Cause: "because"},
 		state.HostResolved{Keys: []string{odd.Key()}, How: "the right table was put in force again", Since: later})
 	datas = append(datas, state.Verify{Instances: 3, Differ: []instance.ID{"web-aaaaaaaaaa"}, Generation: 2, Result: attest.Differs})
+	datas = append(datas, state.Step{Step: deploy.Step{
+		Kind: deploy.Settled, ID: "web-aaaaaaaaaa", Resolution: deploy.Replaced, Keys: []string{"limit processes"},
+		Successors: []instance.ID{"web-bbbbbbbbbb"}, OpenMillis: 4125,
+	}})
 	w := newWorld()
 	var out []state.Entry
 	for _, data := range datas {

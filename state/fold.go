@@ -131,7 +131,7 @@ func (f *fold) apply(entries []Entry) error {
 	case HostDrift:
 		return f.hostDrift(e, d)
 	case HostResolved:
-		return f.hostResolved(d)
+		return f.hostResolved(e, d)
 	case Verify:
 		f.measured(e, d)
 	case AttestReproduced:
@@ -333,6 +333,7 @@ func (f *fold) steps(entries []Entry) error {
 	if err != nil {
 		return err
 	}
+	f.drifts(env, entries)
 	env.Environment = next
 	env.Entry = f.log.Size + int64(len(entries)) - 1
 	switch steps[0].Kind {

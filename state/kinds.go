@@ -64,6 +64,7 @@ var kinds = []KindInfo{
 	{Kind(deploy.Exited), "An instance's process was seen to have ended.", true, step(deploy.Exited)},
 	{Kind(deploy.Tainted), "An instance may differ from its release: somebody opened a session in it, or a process from outside was found in it. Or such a session is over.", true, step(deploy.Tainted)},
 	{Kind(deploy.Drifted), "An instance was measured from outside and differs from its release.", true, step(deploy.Drifted)},
+	{Kind(deploy.Settled), "That is over: the instance is gone, or was found as released again.", true, step(deploy.Settled)},
 	{Kind(deploy.Retire), "An instance is about to be taken out of traffic, drained, stopped and removed.", true, step(deploy.Retire)},
 	{Kind(deploy.Gone), "An instance is removed from its host.", true, step(deploy.Gone)},
 	{Kind(deploy.Shift), "Traffic is about to be split anew between a component's versions.", true, step(deploy.Shift)},

@@ -14,7 +14,7 @@ import (
 
 // snapshotVersion is raised whenever the fold, or what a snapshot holds, changes: an older snapshot is then of no use,
 // and the state is folded from the first entry on.
-const snapshotVersion = 8
+const snapshotVersion = 9
 
 // snapshot is a state as it is spelled. Lists are sorted by key.
 type snapshot struct {
@@ -30,6 +30,7 @@ type snapshot struct {
 	Secrets      []KnownSecret  `json:"secrets"`
 	Erasures     []KnownErasure `json:"erasures"`
 	Host         Host           `json:"host"`
+	Drifts       []Drift        `json:"drifts"`
 }
 
 // saved is an environment with the components that its head's and its previous release lack, sorted by digest: those of
@@ -92,6 +93,7 @@ func (s State) Encode() ([]byte, error) {
 		Secrets:      slices.Collect(all[KnownSecret](tx, tableSecrets, "")),
 		Erasures:     slices.Collect(all[KnownErasure](tx, tableErasures, "")),
 		Host:         s.Host(),
+		Drifts:       slices.Collect(all[Drift](tx, tableDrifts, "")),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("encoding the state at %d: %w", s.Size(), err)
@@ -144,6 +146,7 @@ func insert(put func(string, any) error, w *snapshot, environments []Environment
 		each(put, tableSecrets, w.Secrets),
 		each(put, tableErasures, w.Erasures),
 		put(tableHost, &w.Host),
+		each(put, tableDrifts, w.Drifts),
 	} {
 		if err != nil {
 			return err

@@ -145,6 +145,7 @@ const (
 	tableSecrets      = "secrets"
 	tableErasures     = "erasures"
 	tableHost         = "host"
+	tableDrifts       = "drifts"
 
 	indexRelease = "release"
 	indexSecret  = "secret"
@@ -200,6 +201,8 @@ func schema() *memdb.DBSchema {
 		tableHost: table(tableHost, id(key[Host](func(*Host) string { return tableHost }))),
 		tableErasures: table(tableErasures, id(key[KnownErasure](func(r *KnownErasure) string { return erasureKey(r.Erasure) })),
 			&memdb.IndexSchema{Name: indexDigest, AllowMissing: true, Indexer: key[KnownErasure](erasureDigest)}),
+		tableDrifts: table(tableDrifts, id(key[Drift](driftKey)),
+			&memdb.IndexSchema{Name: indexOpen, AllowMissing: true, Indexer: key[Drift](differing)}),
 	}}
 }
 
@@ -417,7 +420,7 @@ type object struct {
 func (s State) objects() []object {
 	tx := s.db.Txn(false)
 	var out []object
-	for _, table := range []string{tableLog, tableEnvironments, tableGenerations, tableBundles, tableReleases, tableTokens, tableChanges, tableRevocations, tableSecrets, tableErasures, tableHost} {
+	for _, table := range []string{tableLog, tableEnvironments, tableGenerations, tableBundles, tableReleases, tableTokens, tableChanges, tableRevocations, tableSecrets, tableErasures, tableHost, tableDrifts} {
 		it, err := tx.Get(table, "id")
 		must(err)
 		for raw := it.Next(); raw != nil; raw = it.Next() {

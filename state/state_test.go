@@ -433,3 +433,56 @@ func TestDecodeStateRefusesAnotherVersion(t *testing.T) {
 		}
 	}
 }
+
+// What differed is open until its resolution; in a ledger from before there were any, until the instance is gone.
+func TestDriftsAreListed(t *testing.T) {
+	for name, over := range map[string][]deploy.Step{
+		"resolved": {
+			{Kind: deploy.Settled, ID: "web-aaaaaaaaaa", Resolution: deploy.Replaced, Keys: []string{"limit pids"}, Successors: []instance.ID{"web-bbbbbbbbbb"}},
+			{Kind: deploy.Gone, ID: "web-aaaaaaaaaa"},
+		},
+		"before there were resolutions": {{Kind: deploy.Gone, ID: "web-aaaaaaaaaa"}},
+	} {
+		w := begun(t)
+		if err := w.apply(t, "shop", "prod", component("web", "1")); err != nil {
+			t.Fatal(err)
+		}
+		e := w.env(t, "prod")
+		must := func(s deploy.Step) {
+			t.Helper()
+			if err := w.step("prod", s); err != nil {
+				t.Fatal(err)
+			}
+		}
+		must(deploy.Step{Kind: deploy.Create, Instance: &instance.Identity{
+			ID: "web-aaaaaaaaaa", Env: "prod", Component: "web", Digest: e.Head.Digests["web"], Release: e.Head.Release, Generation: e.Head.Number,
+		}})
+		first := w.now.Size()
+		for _, field := range []string{"pids", "memory"} {
+			must(deploy.Step{Kind: deploy.Drifted, ID: "web-aaaaaaaaaa", Response: spec.Alert, Findings: []instance.Finding{{Kind: "limit", Field: field, Found: "1"}}, Cause: field})
+		}
+		want := state.Drift{
+			Env: "prod", Instance: "web-aaaaaaaaaa", Component: "web", Detected: []int64{first, first + 1}, Keys: []string{"limit pids", "limit memory"},
+			Causes: []string{"pids", "memory"}, Response: "alert",
+		}
+		check := func(open bool) {
+			t.Helper()
+			got := slices.Collect(w.now.Drifts("prod"))
+			if len(got) != 1 || got[0].Open() != open {
+				t.Fatalf("%s: %+v", name, got)
+			}
+			if diff := cmp.Diff(want, got[0], cmpopts.IgnoreFields(state.Drift{}, "At", "ResolvedAt")); diff != "" {
+				t.Errorf("%s: %s", name, diff)
+			}
+		}
+		check(true)
+		want.Resolved, want.Resolution, want.Successors = w.now.Size(), deploy.Removed, nil
+		if len(over) == 2 {
+			want.Resolution, want.Successors = deploy.Replaced, []instance.ID{"web-bbbbbbbbbb"}
+		}
+		for _, s := range over {
+			must(s)
+		}
+		check(false)
+	}
+}
