@@ -67,6 +67,8 @@ const (
 	PathAttest       = "/v1/releases/{ref}/attest"
 	PathWhoAmI       = "/v1/whoami"
 	PathMeasure      = "/v1/environments/{env}/verify"
+	PathDrift        = "/v1/environments/{env}/drift"
+	PathDrifts       = "/v1/drift"
 	PathLogs         = "/v1/environments/{env}/logs/{component}"
 	PathSecrets      = "/v1/environments/{env}/secrets"
 	PathSecret       = "/v1/environments/{env}/secrets/{name}"

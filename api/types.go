@@ -595,3 +595,29 @@ type Health struct {
 	Version string `json:"version" doc:"Version of the program."`
 	Detail  string `json:"detail,omitempty" doc:"What is wrong."`
 }
+
+// Drifts is the answer of the list of what differed.
+type Drifts struct {
+	Drifts []Drift `json:"drifts" doc:"Oldest first."`
+}
+
+// Drift is a time in which something that runs differed from what was released: from the first finding until that is resolved.
+type Drift struct {
+	Env       string         `json:"env,omitempty" example:"staging" doc:"Environment; absent: it was on the machine, beside the instances."`
+	Instance  string         `json:"instance,omitempty" example:"web-a2b3c4d5e6" doc:"Instance that differed."`
+	Component string         `json:"component,omitempty" example:"web" doc:"Its component."`
+	At        time.Time      `json:"at" doc:"When the first finding was recorded."`
+	Findings  []string       `json:"findings" example:"[\"file /etc/hosts\"]" doc:"Kind and field of each finding."`
+	Causes    []string       `json:"causes" doc:"What differs, a sentence for each entry."`
+	Response  string         `json:"response" example:"replace" doc:"What follows by the rule."`
+	Entries   []uint64       `json:"entries" doc:"Indexes of the ledger entries with the findings, and all that was measured of them."`
+	Resolved  *DriftResolved `json:"resolved,omitempty" doc:"How it was resolved; absent: it is open."`
+}
+
+// DriftResolved says how something that differed does no more.
+type DriftResolved struct {
+	At         time.Time `json:"at" doc:"When that was recorded."`
+	How        string    `json:"how" example:"replaced" doc:"replaced: it is gone, and others took over; removed: it is gone; ceased: it was found as released again. On the machine: what was done."`
+	Successors []string  `json:"successors,omitempty" doc:"Instances of the component that were created since."`
+	Entry      uint64    `json:"entry" doc:"Index of the ledger entry."`
+}

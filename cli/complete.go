@@ -20,7 +20,7 @@ func (a *app) complete(root *cobra.Command) {
 	for use, values := range map[string]func(context.Context) []string{
 		"plan": a.appEnvironments, "apply": a.appEnvironments,
 		"status": a.environments, "history": a.environments, "show": a.environments, "diff": a.environments,
-		"rollback": a.environments, "destroy": a.environments, "verify": a.environments, "reproduce": a.environments, "fork": a.environments, "bisect": a.environments, "promote": a.environments, "logs": a.componentsOf, "sbom": a.componentsOf,
+		"rollback": a.environments, "destroy": a.environments, "verify": a.environments, "drift": a.environments, "reproduce": a.environments, "fork": a.environments, "bisect": a.environments, "promote": a.environments, "logs": a.componentsOf, "sbom": a.componentsOf,
 	} {
 		c, _, err := root.Find([]string{use})
 		if err != nil {

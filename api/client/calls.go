@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"time"
 
 	"github.com/invarhq/invar/api"
 	"github.com/invarhq/invar/digest"
@@ -63,6 +64,21 @@ func (c *Client) Promotion(ctx context.Context, env string, req api.PromotionReq
 // Measure reads again what every instance of an environment runs on, and compares it with the release.
 func (c *Client) Measure(ctx context.Context, env string) (api.Measured, error) {
 	return call[api.Measured](ctx, c, http.MethodPost, api.EnvironmentPath(api.PathMeasure, env), nil, nil)
+}
+
+// Drifts lists what differed in an environment, oldest first; for "" in all. open: only what is not resolved; since: only what was open
+// then or later, unless it is zero.
+func (c *Client) Drifts(ctx context.Context, env string, open bool, since time.Time) ([]api.Drift, error) {
+	query := url.Values{"open": {strconv.FormatBool(open)}}
+	if !since.IsZero() {
+		query.Set("since", since.UTC().Format(time.RFC3339Nano))
+	}
+	path := api.PathDrifts
+	if env != "" {
+		path = api.EnvironmentPath(api.PathDrift, env)
+	}
+	out, err := call[api.Drifts](ctx, c, http.MethodGet, path, query, nil)
+	return out.Drifts, err
 }
 
 // Destroy retires all that an environment runs.

@@ -55,6 +55,7 @@ func (h *Handler) registerEnvironments() {
 	h.registerMoves()
 	h.registerForks()
 	h.registerMeasure()
+	h.registerDrifts()
 	h.registerLogs()
 }
 

@@ -46,6 +46,8 @@ var needs = map[string]need{
 	"fork":              {platform.Apply, named}, // and read on what is forked
 	"plan-promotion":    {platform.Plan, named},  // and read on where it comes from
 	"verify":            {platform.Verify, named},
+	"get-drift":         {platform.Read, named},
+	"list-drift":        {platform.None, nil},
 
 	"list-changes":    {platform.None, nil},
 	"get-change":      {platform.Read, ofChange},

@@ -42,10 +42,10 @@ type authorization struct {
 
 var authorizations = map[string]authorization{
 	"get-health": {where: public}, "get-login": {where: public}, "ask-challenge": {where: public}, "log-in": {where: public},
-	"get-server": {}, "whoami": {}, "list-environments": {}, "list-changes": {}, "get-events": {},
+	"get-server": {}, "whoami": {}, "list-environments": {}, "list-changes": {}, "list-drift": {}, "get-events": {},
 	"list-tokens": {}, "create-token": {}, "delete-token": {platform.Tokens, nowhere}, // of somebody else's token
 
-	"get-environment": {platform.Read, there}, "get-history": {platform.Read, there}, "get-logs": {platform.Logs, there},
+	"get-environment": {platform.Read, there}, "get-history": {platform.Read, there}, "get-drift": {platform.Read, there}, "get-logs": {platform.Logs, there},
 	"plan": {platform.Plan, there}, "apply": {platform.Apply, there}, "rollback": {platform.Rollback, there}, "destroy": {platform.Destroy, there},
 	"fork": {platform.Apply, there}, "plan-promotion": {platform.Plan, there}, // each with read on another environment, named in its body
 	"confirm": {platform.Apply, there}, "verify": {platform.Verify, there},
