@@ -71,6 +71,7 @@ type Config struct {
 	VKey     string        // Verifier as text, for the genesis entry
 	User     string        // user name that the server runs as: beside root, the owner of a server without a definition; may be ""
 	Version  string        // of invar, for log.start entries
+	Compares string        // how often every instance is compared with its release, for log.start entries: state.Never, or a duration; "": not told
 
 	Recordings Recordings // nil: no session can be opened
 	Snapshot   Snapshot   // nil: forks begin with empty volumes

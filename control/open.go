@@ -102,7 +102,7 @@ func (s *Service) begin(ctx context.Context) error {
 		if now.Size() == 0 {
 			out = append(out, s.entry(operator, "", state.Genesis{Origin: s.config.Origin, VKey: s.config.VKey}))
 		}
-		return append(out, s.entry(operator, "", state.LogStart{Version: s.config.Version})), nil
+		return append(out, s.entry(operator, "", state.LogStart{Version: s.config.Version, Compares: s.config.Compares})), nil
 	})
 	return err
 }

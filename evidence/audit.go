@@ -375,7 +375,7 @@ func (a *auditor) environment(name spec.EnvName) state.Environment {
 func (a *auditor) judge() {
 	switch d := a.entry.Data.(type) {
 	case state.LogStart:
-		a.started()
+		a.started(d)
 	case state.ChangeRequest:
 		a.request(d)
 	case state.ChangeApprove:

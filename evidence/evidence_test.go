@@ -483,6 +483,7 @@ func TestGapsAreReported(t *testing.T) {
 	w := governed(t)
 	w.emergency()
 	w.later(100 * time.Hour)
+	w.add(system, "", state.LogStart{Version: "test", Compares: state.Never})
 	w.add(person("mallory"), "", state.AccessDenied{Operation: "apply", Cause: "who are you"})
 	w.later(10 * 24 * time.Hour)
 	w.judge("prod", w.shop("prod", "9", 1), 0, state.PhaseApply)
@@ -496,6 +497,7 @@ func TestGapsAreReported(t *testing.T) {
 		"gap verify: entry 15 (change.apply, 01936f2e-0000-7000-8000-000000000010): what runs in prod was not measured from 2026-11-02T11:00:00Z to",
 		"gap policy: entry", "exception one-more-week has expired, and was still needed",
 		"gap witness: no witness watches the log",
+		"gap drift: entry", "the server was told to compare nothing that runs with its release",
 		"notice emergency: ", "notice refused: ",
 	} {
 		if !strings.Contains(all, want) {

@@ -413,7 +413,10 @@ func (a *auditor) denied(d state.AccessDenied) {
 }
 
 // started notes that the server ended without saying so.
-func (a *auditor) started() {
+func (a *auditor) started(d state.LogStart) {
+	if d.Compares == state.Never {
+		a.find(Gap, "drift", "the server was told to compare nothing that runs with its release from here on, unless it is asked to verify")
+	}
 	if a.index < 2 || a.index > int64(len(a.entries)) {
 		return
 	}

@@ -44,6 +44,7 @@ import (
 	"github.com/invarhq/invar/reconcile"
 	"github.com/invarhq/invar/runtime/local"
 	"github.com/invarhq/invar/secret/vault"
+	"github.com/invarhq/invar/state"
 )
 
 // Config says where a server lives and listens.
@@ -131,13 +132,21 @@ func (s *Server) openLedger(ctx context.Context) (err error) {
 		Measure: s.measure, Recordings: s.recordings, SignStatement: func(statement []byte) ([]byte, error) { return sbom.Sign(statement, s.data.key.private) },
 		Store: s.data.store, Blobs: blobs{s.content, roots}, Attached: blobs{s.content, roots}.attached, Evaluate: e.evaluate, Images: e.images, Secrets: s.vault,
 		Origin: s.data.key.origin(), Signer: s.data.key.signer, Verifier: s.data.key.verifier, VKey: s.data.key.vkey,
-		Version: s.config.Version, Init: empty, Log: s.log, User: owner(),
+		Version: s.config.Version, Compares: compares(s.config.InspectEvery), Init: empty, Log: s.log, User: owner(),
 	})
 	if err != nil {
 		return err
 	}
 	s.checkSecrets()
 	return s.data.begin()
+}
+
+// compares says how often the server compares instances with their releases, as the ledger has it.
+func compares(every time.Duration) string {
+	if every <= 0 {
+		return state.Never
+	}
+	return every.String()
 }
 
 // owner is the name of the user that the server runs as, "" when it has none.

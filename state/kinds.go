@@ -159,8 +159,12 @@ type Genesis struct {
 
 // LogStart says that a server writes from now on.
 type LogStart struct {
-	Version string `json:"version"` // of invar
+	Version  string `json:"version"`            // of invar
+	Compares string `json:"compares,omitempty"` // every instance with its release, so often: Never, or a duration as Go prints it; unset: an older server did not tell
 }
+
+// Never is how often a server compares that was told not to.
+const Never = "never"
 
 // LogStop says that the server stops writing.
 type LogStop struct{}
