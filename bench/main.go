@@ -46,6 +46,7 @@ var sections = []section{
 	{"scale", "10,000 simulated instances in 500 environments", benchScale},
 	{"server", "Server: start and memory", benchServer},
 	{"drift", "Drift: what measuring costs", benchDrift},
+	{"detect", "Tampering: from the act of root on the machine to the durable entry that tells it", benchDetect},
 	{"govern", "Governance: authorised requests at the gate, and a policy decision", benchGovern},
 }
 

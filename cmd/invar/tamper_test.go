@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/invarhq/invar/api"
-	"github.com/invarhq/invar/instance"
 	"github.com/invarhq/invar/runtime/local/tampering"
 )
 
@@ -192,23 +191,14 @@ func (m *machine) follow() *book {
 
 // told is what entries about instances say.
 type told struct {
-	ID       string             `json:"id"`
-	Findings []instance.Finding `json:"findings"`
-	By       string             `json:"by"`
-	Cause    string             `json:"cause"`
+	ID    string `json:"id"`
+	By    string `json:"by"`
+	Cause string `json:"cause"`
 }
 
-// about returns the first entry of the kind about the instance that says what is wanted.
-func (b *book) about(id, kind string, ok func(told) bool) (api.Entry, bool) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for _, e := range b.entries {
-		var d told
-		if e.Kind == kind && json.Unmarshal(e.Data, &d) == nil && d.ID == id && ok(d) {
-			return e, true
-		}
-	}
-	return api.Entry{}, false
+// about returns the first entry that is the evidence about an instance.
+func (b *book) about(id string, want tampering.Evidence) (api.Entry, bool) {
+	return b.next(0, id, want)
 }
 
 // size is how many entries were read.
@@ -218,13 +208,12 @@ func (b *book) size() uint64 {
 	return uint64(len(b.entries))
 }
 
-// next returns the first entry of the kind from an index on that says what is wanted.
-func (b *book) next(from uint64, kind string, ok func(told) bool) (api.Entry, bool) {
+// next returns the first entry from an index on that is the evidence about an instance; "": about none.
+func (b *book) next(from uint64, id string, want tampering.Evidence) (api.Entry, bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, e := range b.entries[min(from, uint64(len(b.entries))):] {
-		var d told
-		if e.Kind == kind && json.Unmarshal(e.Data, &d) == nil && ok(d) {
+		if about, ok := want.In(e.Kind, e.Data); ok && about == id {
 			return e, true
 		}
 	}
@@ -244,15 +233,6 @@ func (b *book) suspected() map[string][]string {
 		}
 	}
 	return found
-}
-
-// shows tells whether an entry's findings have what is looked for.
-func shows(e tampering.Evidence) func(told) bool {
-	return func(d told) bool {
-		return e.Kind == "" || slices.ContainsFunc(d.Findings, func(f instance.Finding) bool {
-			return f.Kind == e.Kind && strings.HasPrefix(f.Field, e.Field)
-		})
-	}
 }
 
 // trial is the tampering with one lane, and what came of it.
@@ -324,7 +304,7 @@ func (x *trial) tamper(k tampering.Kind) error {
 // follow waits until what was done is found, and healed.
 func (x *trial) follow(k tampering.Kind, id string, began time.Time) error {
 	var e api.Entry
-	if !within(2*foundWithin, func() (ok bool) { e, ok = x.book.about(id, k.Shows.Entry, shows(k.Shows)); return ok }) {
+	if !within(2*foundWithin, func() (ok bool) { e, ok = x.book.about(id, k.Shows); return ok }) {
 		return fmt.Errorf("not found within %v: no %v; instead %v", 2*foundWithin, k.Shows, x.book.suspected()[id])
 	}
 	took := e.Time.Sub(began)
@@ -333,7 +313,7 @@ func (x *trial) follow(k tampering.Kind, id string, began time.Time) error {
 	}
 	var why error
 	healed := within(healedWithin, func() bool {
-		if _, gone := x.book.about(id, "instance.gone", func(told) bool { return true }); !gone {
+		if _, gone := x.book.about(id, tampering.Evidence{Entry: "instance.gone"}); !gone {
 			why = fmt.Errorf("%s is not gone", id)
 			return false
 		}
@@ -395,9 +375,9 @@ func besideInstances(m *machine, book *book, load *load) error {
 			return fmt.Errorf("%s: %w", k.Name, err)
 		}
 		var e, over api.Entry
-		found := within(2*foundWithin, func() (ok bool) { e, ok = book.next(seen, k.Shows.Entry, shows(k.Shows)); return ok })
+		found := within(2*foundWithin, func() (ok bool) { e, ok = book.next(seen, "", k.Shows); return ok })
 		healed := found && within(healedWithin, func() (ok bool) {
-			over, ok = book.next(e.Index, "host.resolved", func(told) bool { return true })
+			over, ok = book.next(e.Index, "", tampering.Evidence{Entry: "host.resolved"})
 			return ok
 		})
 		undo()

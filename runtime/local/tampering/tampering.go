@@ -12,10 +12,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/invarhq/invar/digest"
+	"github.com/invarhq/invar/instance"
 )
 
 // Target is a running instance, and where its server keeps what belongs to it.
@@ -52,6 +54,20 @@ type Evidence struct {
 	Entry string // its kind
 	Kind  string // of a finding in it; "": the entry has none
 	Field string // of that finding, or how it begins
+}
+
+// In tells whether an entry of a kind, with that data, is the evidence, and which instance it is about.
+func (e Evidence) In(kind string, data []byte) (id string, ok bool) {
+	var told struct {
+		ID       string             `json:"id"`
+		Findings []instance.Finding `json:"findings"`
+	}
+	if kind != e.Entry || json.Unmarshal(data, &told) != nil {
+		return "", false
+	}
+	return told.ID, e.Kind == "" || slices.ContainsFunc(told.Findings, func(f instance.Finding) bool {
+		return f.Kind == e.Kind && strings.HasPrefix(f.Field, e.Field)
+	})
 }
 
 func (e Evidence) String() string { return strings.TrimSpace(e.Entry + " " + e.Kind + " " + e.Field) }
