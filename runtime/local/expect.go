@@ -140,6 +140,7 @@ func (e *expectation) expectNamespaces(h *Host) error {
 		e.add(drift.Namespace, kind, "of its own")
 	}
 	e.add(drift.Namespace, "net", "the one that was made for it")
+	e.add(drift.Namespace, "interfaces", "lo")
 	if h.features.userNamespaces() {
 		mapped := fmt.Sprintf("0 %d %d", UIDBase, UIDSize)
 		e.add(drift.Namespace, "uid_map", mapped)

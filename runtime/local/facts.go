@@ -367,7 +367,28 @@ func (x *inspection) lookAtNamespaces() error {
 	}
 	err := unix.Stat(x.h.nets.path(string(x.q.Spec.Identity.ID)), &made)
 	x.find(drift.Namespace, "net", yes("the one that was made for it", "another", err == nil && has.Dev == made.Dev && has.Ino == made.Ino))
+	b, err := slurp(x.proc("net/dev"), x.buf)
+	if err != nil {
+		return fault.As(fault.Conflict, err)
+	}
+	x.find(drift.Namespace, "interfaces", interfaces(b))
 	return nil
+}
+
+// fallbacks are the interfaces that the kernel puts, down, into every network when the module of such tunnels is loaded.
+var fallbacks = []string{"tunl0", "gre0", "gretap0", "erspan0", "ip_vti0", "ip6_vti0", "sit0", "ip6tnl0", "ip6gre0"}
+
+// interfaces reads the names in a /proc/PID/net/dev, whose first two lines are a heading.
+func interfaces(dev []byte) string {
+	var names []string
+	for line := range bytes.Lines(dev) {
+		name, _, ok := bytes.Cut(bytes.TrimSpace(line), []byte(":"))
+		if ok && !slices.Contains(fallbacks, string(name)) {
+			names = append(names, string(name))
+		}
+	}
+	slices.Sort(names)
+	return strings.Join(names, ",")
 }
 
 // lookAtOwners reads the maps of users and groups of a user namespace. The kernel lets each be written once, so it does not change.

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -49,6 +50,17 @@ func (t Target) open(kind int, ready func(fd int) error) (func(), error) {
 		return nil, err
 	}
 	return func() { unix.Close(fd) }, nil
+}
+
+// Connect puts a pair of interfaces between the instance's network and the machine's.
+func Connect(t Target) (func(), error) {
+	pair := &netlink.Veth{
+		LinkAttrs: netlink.LinkAttrs{Name: fmt.Sprintf("invar%d", t.PID)}, PeerName: "eth0", PeerNamespace: netlink.NsPid(t.PID),
+	}
+	if err := netlink.LinkAdd(pair); err != nil {
+		return nil, fmt.Errorf("connecting the network of %s: %w", t.ID, err)
+	}
+	return func() { netlink.LinkDel(pair) }, nil
 }
 
 // OtherNetwork pins another network where server and gateway look for the instance's: its port is the intruder's, who answers well.
