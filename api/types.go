@@ -86,6 +86,7 @@ type EnvironmentSummary struct {
 	Tainted    int           `json:"tainted,omitempty" doc:"Those that somebody was in, and that are to be replaced."`
 	OnDrift    string        `json:"on_drift,omitempty" enum:"alert" doc:"What follows when an instance differs from its release; absent: it is replaced."`
 	Fork       *Fork         `json:"fork,omitempty" doc:"What it is a fork of; absent: it is none."`
+	Verified   *Verified     `json:"verified,omitempty" doc:"What measuring what runs found last; absent: it was never measured."`
 	Notices    []Notice      `json:"notices,omitempty" doc:"What blocks it, what waits and what is due, beside how it does."`
 }
 
@@ -97,7 +98,19 @@ const (
 	NoticeOverdue = "overdue" // that review is late
 	NoticeFrozen  = "frozen"  // a freeze is in force
 	NoticeChange  = "change"  // a change is open
+
+	NoticeUnverified = "unverified" // what runs was not measured for too long
 )
+
+// Verified is what came of measuring what an environment runs, last.
+type Verified struct {
+	At        time.Time  `json:"at" doc:"When it was recorded."`
+	Entry     uint64     `json:"entry" doc:"Index of the entry."`
+	Result    string     `json:"result" enum:"as-released,not-measured,differs" doc:"The worst of the instances'. not-measured: of some, or of all, nothing could be told."`
+	Instances int        `json:"instances" doc:"How many run or were to run."`
+	Bad       int        `json:"bad" doc:"How many of them are not as released, or could not be measured."`
+	WholeAt   *time.Time `json:"whole_at,omitempty" doc:"When all of it was measured last; absent: never."`
+}
 
 // Notice is something that somebody who looks at an environment ought to know.
 type Notice struct {

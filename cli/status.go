@@ -15,6 +15,7 @@ import (
 
 	"github.com/invarhq/invar/api"
 	"github.com/invarhq/invar/api/client"
+	"github.com/invarhq/invar/attest"
 	"github.com/invarhq/invar/fault"
 	"github.com/invarhq/invar/platform"
 	"github.com/invarhq/invar/release"
@@ -76,10 +77,22 @@ func (a *app) statusAll(ctx context.Context, cl *client.Client) error {
 		rows = append(rows, []string{e.Name, orDash(e.App), strconv.Itoa(e.Generation), state,
 			fmt.Sprintf("%d/%d", e.Healthy, e.Wanted), orDash(e.Release.Short()), age(e.At) + " ago", orDash(e.By)})
 	}
+	defer a.warnUnverified(list)
 	if len(list) == 1 && list[0].Name == string(platform.Env) {
 		defer fmt.Fprintln(a.Stderr, "no app runs yet: invar apply ENV brings the first")
 	}
 	return table(a.Stdout, "ENVIRONMENT APP GENERATION STATE HEALTHY RELEASE SINCE BY", rows)
+}
+
+// warnUnverified tells which environments nobody measured for too long.
+func (a *app) warnUnverified(list []api.EnvironmentSummary) {
+	for _, e := range list {
+		for _, n := range e.Notices {
+			if n.Kind == api.NoticeUnverified {
+				fmt.Fprintf(a.Stderr, "%s: %s\n", e.Name, n.Text)
+			}
+		}
+	}
 }
 
 // renderEnvironment writes one environment for people.
@@ -109,6 +122,9 @@ func renderHead(w io.Writer, st style, env api.Environment) {
 	if env.OnDrift != "" {
 		fmt.Fprintf(w, "  on drift: %s\n", env.OnDrift)
 	}
+	if v := env.Verified; v != nil {
+		fmt.Fprintf(w, "  verified %s ago: %s\n", age(v.At), verifiedWord(st, *v))
+	}
 	for _, n := range env.Notices {
 		fmt.Fprintf(w, "  %s %s\n", st.warn(n.Kind+":"), n.Text)
 	}
@@ -122,6 +138,18 @@ func renderHead(w io.Writer, st style, env api.Environment) {
 		}
 		fmt.Fprintf(w, "  %s  → %s\n", r.URL, to)
 	}
+}
+
+// verifiedWord is what a measurement found.
+func verifiedWord(st style, v api.Verified) string {
+	of := fmt.Sprintf("of %d instances (entry %d)", v.Instances, v.Entry)
+	switch v.Result {
+	case attest.AsReleased:
+		return fmt.Sprintf("%s, all %s", st.good("as released"), of)
+	case attest.NotMeasured:
+		return fmt.Sprintf("%s, %d %s", st.warn("not measured"), v.Bad, of)
+	}
+	return fmt.Sprintf("%s, %d %s", st.bad("differs"), v.Bad, of)
 }
 
 // forkWord is what a fork is called.

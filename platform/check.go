@@ -53,6 +53,9 @@ func (d Definition) Check() []Problem {
 	for _, b := range d.BreakGlass {
 		c.breakGlass(b)
 	}
+	for _, v := range d.Verifications {
+		c.verification(v)
+	}
 	c.outside()
 	return c.problems
 }
@@ -73,6 +76,7 @@ func (c *checker) names() {
 		{"exception", namesOf(d.Exceptions, func(e Exception) string { return e.Name })},
 		{"break_glass", namesOf(d.BreakGlass, func(b BreakGlass) string { return b.Name })},
 		{"retention", namesOf(d.Retentions, func(r Retention) string { return r.Name })},
+		{"verification", namesOf(d.Verifications, func(v Verification) string { return v.Name })},
 		{"oidc", namesOf(d.Issuers, func(i Issuer) string { return i.Name })},
 		{"witness", namesOf(d.Witnesses, func(w Witness) string { return w.Name })},
 	} {
@@ -257,6 +261,33 @@ func (c *checker) breakGlass(b BreakGlass) {
 	}
 }
 
+// How often what runs is measured.
+const (
+	DefaultVerify = 24 * time.Hour     // where no rule says
+	MaxVerify     = 7 * 24 * time.Hour // a week without is a finding (PCI DSS 11.5.2)
+	minVerify     = 10 * time.Second
+)
+
+func (c *checker) verification(v Verification) {
+	if len(v.Environments) == 0 {
+		c.add("verification", v.Name, "environments", "Missing value", "it matches no environment")
+	}
+	if every := time.Duration(v.EveryMillis) * time.Millisecond; every < minVerify || every > MaxVerify {
+		c.add("verification", v.Name, "every", "Invalid value", "what runs is measured every %s at the most, and every 7 days at the least", minVerify)
+	}
+}
+
+// VerifyEvery returns how often what the environment runs is measured: the shortest time of the rules that match.
+func (d Definition) VerifyEvery(env spec.EnvName) time.Duration {
+	every := time.Duration(0)
+	for _, v := range d.Verifications {
+		if t := time.Duration(v.EveryMillis) * time.Millisecond; MatchesAny(v.Environments, env) && (every == 0 || t < every) {
+			every = t
+		}
+	}
+	return cmp.Or(every, DefaultVerify)
+}
+
 func (c *checker) outside() {
 	urls := map[string]bool{}
 	for _, i := range c.d.Issuers {
@@ -360,6 +391,7 @@ func (d *Definition) Sort() {
 	slices.SortFunc(d.Exceptions, func(a, b Exception) int { return cmp.Compare(a.Name, b.Name) })
 	slices.SortFunc(d.BreakGlass, func(a, b BreakGlass) int { return cmp.Compare(a.Name, b.Name) })
 	slices.SortFunc(d.Retentions, func(a, b Retention) int { return cmp.Compare(a.Name, b.Name) })
+	slices.SortFunc(d.Verifications, func(a, b Verification) int { return cmp.Compare(a.Name, b.Name) })
 	slices.SortFunc(d.Issuers, func(a, b Issuer) int { return cmp.Compare(a.Name, b.Name) })
 	slices.SortFunc(d.Witnesses, func(a, b Witness) int { return cmp.Compare(a.Name, b.Name) })
 }

@@ -36,20 +36,21 @@ type Pattern string
 
 // Definition is the whole of platform.hcl. Lists are sorted by name; an unset field adds no bytes to a release.
 type Definition struct {
-	Principals []Principal  `json:"principals"`
-	Groups     []Group      `json:"groups,omitempty"`
-	Roles      []Role       `json:"roles"`
-	Grants     []Grant      `json:"grants"` // in the order of the file
-	Approvals  []Approval   `json:"approvals,omitempty"`
-	Freezes    []Freeze     `json:"freezes,omitempty"`
-	Policies   []Policy     `json:"policies,omitempty"`
-	Exceptions []Exception  `json:"exceptions,omitempty"`
-	BreakGlass []BreakGlass `json:"break_glass,omitempty"`
-	Retentions []Retention  `json:"retentions,omitempty"`
-	Issuers    []Issuer     `json:"issuers,omitempty"`
-	Witnesses  []Witness    `json:"witnesses,omitempty"`
-	Quorum     int          `json:"witness_quorum,omitempty"` // how many witnesses must have cosigned; 0: none need to
-	Auditors   []string     `json:"auditors,omitempty"`       // age recipients, whom recordings are encrypted to
+	Principals    []Principal    `json:"principals"`
+	Groups        []Group        `json:"groups,omitempty"`
+	Roles         []Role         `json:"roles"`
+	Grants        []Grant        `json:"grants"` // in the order of the file
+	Approvals     []Approval     `json:"approvals,omitempty"`
+	Freezes       []Freeze       `json:"freezes,omitempty"`
+	Policies      []Policy       `json:"policies,omitempty"`
+	Exceptions    []Exception    `json:"exceptions,omitempty"`
+	BreakGlass    []BreakGlass   `json:"break_glass,omitempty"`
+	Retentions    []Retention    `json:"retentions,omitempty"`
+	Verifications []Verification `json:"verifications,omitempty"`
+	Issuers       []Issuer       `json:"issuers,omitempty"`
+	Witnesses     []Witness      `json:"witnesses,omitempty"`
+	Quorum        int            `json:"witness_quorum,omitempty"` // how many witnesses must have cosigned; 0: none need to
+	Auditors      []string       `json:"auditors,omitempty"`       // age recipients, whom recordings are encrypted to
 }
 
 // Principal is a person or a machine. What it can prove to be decides how it comes in; any one of its credentials does.
@@ -162,6 +163,13 @@ type Retention struct {
 	Name       string   `json:"name"`
 	Kinds      []string `json:"kinds"` // of entries
 	KeepMillis int64    `json:"keep_ms"`
+}
+
+// Verification says how often the server measures what runs in the environments that match, and records it.
+type Verification struct {
+	Name         string    `json:"name"`
+	Environments []Pattern `json:"environments"`
+	EveryMillis  int64     `json:"every_ms"`
 }
 
 // Witness cosigns checkpoints of the ledger (https://c2sp.org/tlog-witness).

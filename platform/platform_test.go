@@ -347,6 +347,22 @@ func TestPoliciesForAllAppsDoNotJudgeThePlatform(t *testing.T) {
 	}
 }
 
+func TestTheShortestTimeThatMatchesIsHowOftenWhatRunsIsMeasured(t *testing.T) {
+	d := bank()
+	d.Verifications = []Verification{
+		{Name: "all", Environments: []Pattern{"*"}, EveryMillis: (48 * time.Hour).Milliseconds()},
+		{Name: "prod", Environments: []Pattern{"prod-*"}, EveryMillis: time.Hour.Milliseconds()},
+	}
+	for env, want := range map[spec.EnvName]time.Duration{"prod-eu": time.Hour, "staging": 48 * time.Hour} {
+		if got := d.VerifyEvery(env); got != want {
+			t.Errorf("%s is measured every %s, want %s", env, got, want)
+		}
+	}
+	if got := (Definition{}).VerifyEvery("prod-eu"); got != DefaultVerify || DefaultVerify > MaxVerify {
+		t.Errorf("without a rule: every %s", got)
+	}
+}
+
 func TestProblemsOfADefinition(t *testing.T) {
 	d := bank()
 	d.Principals[0].SSHKeys = append(d.Principals[0].SSHKeys, key+"bob")

@@ -37,6 +37,7 @@ func platformChanges(a, b *platform.Definition) []Change {
 		blocks("exception", before.Exceptions, after.Exceptions, func(e platform.Exception) string { return e.Name }),
 		blocks("break_glass", before.BreakGlass, after.BreakGlass, func(b platform.BreakGlass) string { return b.Name }),
 		blocks("retention", before.Retentions, after.Retentions, func(r platform.Retention) string { return r.Name }),
+		blocks("verification", before.Verifications, after.Verifications, func(v platform.Verification) string { return v.Name }),
 		blocks("oidc", before.Issuers, after.Issuers, func(i platform.Issuer) string { return i.Name }),
 		blocks("witness", before.Witnesses, after.Witnesses, func(w platform.Witness) string { return w.Name }),
 	)

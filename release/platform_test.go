@@ -132,6 +132,9 @@ func TestDiffOfThePlatformMissesNothing(t *testing.T) {
 		func(d *platform.Definition) { d.Policies[0].Environments = []platform.Pattern{"prod"} },
 		func(d *platform.Definition) { d.Exceptions[0].Expires = d.Exceptions[0].Expires.Add(time.Second) },
 		func(d *platform.Definition) { d.BreakGlass[0].Reviewers = "staff" },
+		func(d *platform.Definition) {
+			d.Verifications = []platform.Verification{{Name: "prod", Environments: []platform.Pattern{"prod"}, EveryMillis: 60_000}}
+		},
 		func(d *platform.Definition) { d.Issuers[0].Scopes = []string{"email"} },
 		func(d *platform.Definition) { d.Witnesses[0].VKey = "other" },
 		func(d *platform.Definition) { d.Auditors = append(d.Auditors, "age2") },

@@ -1,6 +1,8 @@
 package server
 
 import (
+	"time"
+
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
@@ -22,6 +24,8 @@ var (
 	generation    = prometheus.NewDesc("invar_environment_generation", "Generation of the environment's head.", []string{"environment"}, nil)
 	rolling       = prometheus.NewDesc("invar_environment_state", "1 for the state that the head's rollout is in.", []string{"environment", "state"}, nil)
 	tainted       = prometheus.NewDesc("invar_instances_tainted", "Instances that somebody was in, and that are to be replaced.", []string{"environment"}, nil)
+	unmeasured    = prometheus.NewDesc("invar_environment_verified_age_seconds", "Since when not all of what the environment runs was measured.", []string{"environment"}, nil)
+	measured      = prometheus.NewDesc("invar_environment_verified", "1 for what the newest measurement of what the environment runs found.", []string{"environment", "result"}, nil)
 	instances     = prometheus.NewDesc("invar_environment_instances", "Instances by what the ledger says of their health.", []string{"environment", "health"}, nil)
 )
 
@@ -39,6 +43,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	for env := range now.Environments() {
 		gauge(generation, float64(env.Head.Number), string(env.Name))
 		gauge(rolling, 1, string(env.Name), string(env.Head.Outcome))
+		c.verified(gauge, env)
 		counts := map[instance.Health]int{instance.Passing: 0, instance.Failing: 0, instance.Unknown: 0}
 		for _, i := range env.Instances {
 			if i.Live() {
@@ -53,6 +58,18 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 			}
 			gauge(instances, float64(n), string(env.Name), label)
 		}
+	}
+}
+
+// verified tells how long ago what runs was measured, and with which result.
+func (c collector) verified(gauge func(*prometheus.Desc, float64, ...string), env state.Environment) {
+	since, runs := env.Unmeasured()
+	if !runs {
+		return
+	}
+	gauge(unmeasured, time.Since(since).Seconds(), string(env.Name))
+	if env.Measured != nil {
+		gauge(measured, 1, string(env.Name), env.Measured.Result)
 	}
 }
 

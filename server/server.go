@@ -234,6 +234,7 @@ func (s *Server) serve(ctx context.Context) error {
 	group.Go(func() error { return s.collect.Run(ctx) })
 	group.Go(func() error { return s.recordAlarms(ctx) })
 	group.Go(func() error { return s.control.Govern(ctx) })
+	group.Go(func() error { return s.control.KeepVerified(ctx) })
 	web := s.api.Server()
 	for _, l := range listeners {
 		group.Go(func() error {

@@ -3,10 +3,12 @@ package state
 import (
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"time"
 
 	"github.com/invarhq/invar/attest"
 	"github.com/invarhq/invar/instance"
+	"github.com/invarhq/invar/platform"
 )
 
 // KindVerify is the kind of entries that say that what runs was measured.
@@ -80,6 +82,43 @@ type Measured struct {
 	Instances int       `json:"instances"`
 	Bad       int       `json:"bad,omitempty"`     // of these, not as released
 	WholeAt   time.Time `json:"whole_at,omitzero"` // when all of it was measured last; zero: never
+}
+
+// Unmeasured is since when not all of what the environment runs was measured; false when it runs nothing that could be.
+func (e Environment) Unmeasured() (since time.Time, runs bool) {
+	since = e.Since
+	if e.Measured != nil && e.Measured.WholeAt.After(since) {
+		since = e.Measured.WholeAt
+	}
+	return since, e.Name != platform.Env && e.Head.Number > 0 && !e.Destroyed()
+}
+
+// MeasureLate reports whether what runs was not measured for twice as long as it should have been, or for a week.
+func (e Environment) MeasureLate(every time.Duration, now time.Time) bool {
+	since, runs := e.Unmeasured()
+	return runs && now.Sub(since) > min(2*every, platform.MaxVerify)
+}
+
+// retryMeasure is when a measurement is tried again of which nothing, or not all, came.
+const retryMeasure = time.Hour
+
+// MeasureAt is when what runs is to be measured next, so that no two times lie further apart than every, the time that it waits for others
+// included. The first times of environments that began together lie apart. It is zero when there is nothing to measure.
+func (e Environment) MeasureAt(every time.Duration) time.Time {
+	if _, runs := e.Unmeasured(); !runs {
+		return time.Time{}
+	}
+	soon := every - every/10
+	switch m := e.Measured; {
+	case m == nil:
+		h := fnv.New64a()
+		h.Write([]byte(e.Name))
+		return e.Since.Add(time.Duration(h.Sum64() % uint64(soon)))
+	case m.Result == attest.NotMeasured:
+		return m.At.Add(min(soon, retryMeasure))
+	default:
+		return m.At.Add(soon)
+	}
 }
 
 // measured notes on the environment that it was measured.

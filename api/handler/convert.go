@@ -65,6 +65,9 @@ func summaryOf(e state.Environment, head state.Generation) api.EnvironmentSummar
 		At: head.At, EndedAt: when(head.EndedAt), Total: len(e.Instances), Tainted: e.TaintedInstances(), Fork: forkOf(e),
 		OnDrift: string(e.Head.Record.OnDrift),
 	}
+	if m := e.Measured; m != nil && !e.Destroyed() {
+		out.Verified = &api.Verified{At: m.At, Entry: uint64(m.Entry), Result: m.Result, Instances: m.Instances, Bad: m.Bad, WholeAt: when(m.WholeAt)}
+	}
 	if !e.Destroyed() {
 		out.App = string(e.App)
 	}

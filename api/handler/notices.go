@@ -34,6 +34,9 @@ func noticesOf(st state.State, e state.Environment, rules platform.Definition, n
 	if f, frozen := rules.Frozen(e.Name, now, false); frozen {
 		add(api.NoticeFrozen, f.Until, "%s", f.Reason)
 	}
+	if since, _ := e.Unmeasured(); e.MeasureLate(rules.VerifyEvery(e.Name), now) {
+		add(api.NoticeUnverified, time.Time{}, "not all of what runs was measured since %s: invar verify %s", since.Format(time.RFC3339), e.Name)
+	}
 	for _, c := range st.OpenChanges(e.Name) {
 		add(api.NoticeChange, c.ExpiresAt, "change %d of %s is open: invar change show %d", c.Change, c.Author.Who(), c.Change)
 	}

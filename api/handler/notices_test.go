@@ -1,6 +1,7 @@
 package handler
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -30,6 +31,14 @@ func TestNoticesTellWhatIsDueAndWhatBlocks(t *testing.T) {
 	want := []string{api.NoticeConfirm, api.NoticeOverdue, api.NoticeReview, api.NoticeFrozen}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
+	}
+	e = state.Environment{Environment: deploy.Environment{Name: "prod", Head: deploy.Generation{Number: 1, Release: "sha256:aa"}}, Since: now.Add(-48*time.Hour - time.Second)}
+	if late := noticesOf(state.New(nil), e, platform.Definition{}, now); len(late) != 1 || late[0].Kind != api.NoticeUnverified || !strings.Contains(late[0].Text, "invar verify prod") {
+		t.Errorf("what was not measured for two days: %+v", late)
+	}
+	e.Measured = &state.Measured{WholeAt: now.Add(-time.Hour)}
+	if late := noticesOf(state.New(nil), e, platform.Definition{}, now); late != nil {
+		t.Errorf("what was measured an hour ago: %+v", late)
 	}
 	if quiet := noticesOf(state.New(nil), state.Environment{}, platform.Definition{}, now); quiet != nil {
 		t.Errorf("an environment of which there is nothing to tell has %v", quiet)

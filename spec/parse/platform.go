@@ -67,6 +67,10 @@ func (e *evaluator) definition() platform.Definition {
 		keep := parsed(n, "keep", 0, spec.ParsePeriod)
 		d.Retentions = append(d.Retentions, platform.Retention{Name: name, Kinds: n.unique("kinds"), KeepMillis: keep.Milliseconds()})
 	})
+	b.each("verification", func(n *node, name string) {
+		every := parsed(n, "every", platform.DefaultVerify, spec.ParsePeriod)
+		d.Verifications = append(d.Verifications, platform.Verification{Name: name, Environments: n.patterns(), EveryMillis: every.Milliseconds()})
+	})
 	b.each("oidc", func(n *node, name string) {
 		d.Issuers = append(d.Issuers, platform.Issuer{Name: name, URL: n.text("issuer"), ClientID: n.text("client_id"), Audience: n.unique("audience"), Scopes: n.unique("scopes")})
 	})

@@ -92,6 +92,10 @@ retention "recordings" {
   kinds = ["session.end"]
   keep  = "7y"
 }
+verification "prod" {
+  environments = ["prod-*"]
+  every        = "12h"
+}
 oidc "ci" {
   issuer    = "https://ci.example.com"
   client_id = "invar"
@@ -153,11 +157,12 @@ func TestPlatformEvaluates(t *testing.T) {
 		Policies: []platform.Policy{{Name: "baseline", Environments: env("*"), Files: map[string]string{"root.rego": "package root\n", "root_test.rego": "package root_test\n", "data/limits.json": "{}\n"}}},
 		Exceptions: []platform.Exception{{Name: "legacy-root", Policy: "baseline", Rule: "no_root", Environments: env("prod-eu"), Ticket: "OPS-7", Reason: "until the vendor ships",
 			Expires: time.Date(2027, 3, 1, 0, 0, 0, 0, time.UTC)}},
-		BreakGlass: []platform.BreakGlass{{Name: "prod", Environments: env("prod-*"), ReviewMillis: 72 * 3_600_000, Reviewers: "managers", SessionMillis: 1_800_000}},
-		Retentions: []platform.Retention{{Name: "recordings", Kinds: []string{"session.end"}, KeepMillis: 7 * 365 * 86_400_000}},
-		Issuers:    []platform.Issuer{{Name: "ci", URL: "https://ci.example.com", ClientID: "invar", Audience: []string{"ci"}}},
-		Witnesses:  []platform.Witness{{Name: "auditor", URL: "https://witness.example.com", VKey: "auditor.example+7206f003+BB5AIlBoUkeWsmkd/QOLbFC32vzDT5P9TM6iQU4o508f"}},
-		Quorum:     1, Auditors: []string{"age1qqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqq"},
+		BreakGlass:    []platform.BreakGlass{{Name: "prod", Environments: env("prod-*"), ReviewMillis: 72 * 3_600_000, Reviewers: "managers", SessionMillis: 1_800_000}},
+		Retentions:    []platform.Retention{{Name: "recordings", Kinds: []string{"session.end"}, KeepMillis: 7 * 365 * 86_400_000}},
+		Verifications: []platform.Verification{{Name: "prod", Environments: env("prod-*"), EveryMillis: 12 * 3_600_000}},
+		Issuers:       []platform.Issuer{{Name: "ci", URL: "https://ci.example.com", ClientID: "invar", Audience: []string{"ci"}}},
+		Witnesses:     []platform.Witness{{Name: "auditor", URL: "https://witness.example.com", VKey: "auditor.example+7206f003+BB5AIlBoUkeWsmkd/QOLbFC32vzDT5P9TM6iQU4o508f"}},
+		Quorum:        1, Auditors: []string{"age1qqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqq"},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("definition (-want +got):\n%s", diff)

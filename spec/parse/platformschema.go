@@ -1,7 +1,7 @@
 package parse
 
 // platformCopies are the blocks that may have for_each.
-var platformCopies = []string{"principal", "group", "role", "approval", "freeze", "policy", "exception", "break_glass", "retention", "oidc", "witness"}
+var platformCopies = []string{"principal", "group", "role", "approval", "freeze", "policy", "exception", "break_glass", "retention", "verification", "oidc", "witness"}
 
 // named is a block of the platform's language that has a name.
 func named(name string, foreign map[string]string, attrs ...attr) *block {
@@ -30,6 +30,7 @@ var platformBlock = &block{
 		named("exception", nil, must(ref("policy")), must(str("rule")), must(list("environments")), must(str("ticket")), must(str("reason")), must(str("expires"))),
 		named("break_glass", nil, must(list("environments")), str("review_within"), ref("reviewers"), str("session")),
 		named("retention", nil, must(list("kinds")), must(str("keep"))),
+		named("verification", nil, must(list("environments")), must(str("every"))),
 		named("oidc", map[string]string{"client_secret": "invar is a public client (PKCE): it has no secret to keep."},
 			must(str("issuer")), must(str("client_id")), list("audience"), list("scopes")),
 		named("witness", nil, must(str("url")), must(str("key"))),
