@@ -23,6 +23,7 @@ import (
 	"golang.org/x/tools/txtar"
 
 	"github.com/invarhq/invar/api"
+	"github.com/invarhq/invar/api/client"
 	"github.com/invarhq/invar/fault"
 )
 
@@ -45,9 +46,9 @@ func (a *app) demoCommand() *cobra.Command {
 	var stop bool
 	c := &cobra.Command{
 		Use:   "demo",
-		Short: "Deploy, change, roll back and govern a sample app on this machine",
-		Long: `Demo starts a server of its own, deploys a sample app, changes its configuration, rolls the change back, takes
-it to an environment where changes need a signature, and verifies the ledger. It leaves everything running and says where to look.
+		Short: "Deploy, change, roll back, tamper with and govern a sample app on this machine",
+		Long: `Demo starts a server of its own, deploys a sample app, changes its configuration, rolls the change back, tampers with what
+runs, takes the app to an environment where changes need a signature, and verifies the ledger. It leaves everything running and says where to look.
 It needs root (instances are namespaces and mounts) and Go (the sample is built from source); it needs no
 network. --stop ends and removes what it started.`,
 		Args: cobra.NoArgs,
@@ -104,7 +105,7 @@ func (d *demo) run(ctx context.Context) error {
 	if err := d.serve(ctx); err != nil {
 		return err
 	}
-	steps := []func(context.Context) error{d.deploy, d.change, d.back, d.rule, d.prove}
+	steps := []func(context.Context) error{d.deploy, d.change, d.back, d.tamper, d.rule, d.prove}
 	for _, step := range steps {
 		if err := step(ctx); err != nil {
 			return err
@@ -220,6 +221,74 @@ func (d *demo) change(ctx context.Context) error {
 func (d *demo) back(ctx context.Context) error {
 	d.say("Go back. The old instances are still warm: only the traffic switches.")
 	return d.try(ctx, demoBefore, "rollback", demoEnv, "--yes", "--reason", "the sale is over")
+}
+
+// demoLie is the line that tamper adds to a hosts file: the catalog would be a machine of somebody else (an address of RFC 5737).
+const demoLie = "203.0.113.66\tcatalog"
+
+// tamper changes what an instance reads, as root on the machine can, and waits until that was found and healed.
+func (d *demo) tamper(ctx context.Context) error {
+	d.say("Somebody with root edits a file of a running instance, around invar. It is found from outside, recorded, and the instance replaced.")
+	cl, err := d.client()
+	if err != nil {
+		return err
+	}
+	defer cl.Close()
+	id, file, err := d.victim(ctx, cl)
+	if err != nil {
+		return err
+	}
+	load := d.load(ctx)
+	defer load()
+	fmt.Fprintf(d.Stderr, "$ echo '%s' >> %s\n", demoLie, file)
+	f, err := os.OpenFile(file, os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintln(f, demoLie)
+	if err := errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	if err := d.healed(ctx, cl, id); err != nil {
+		return err
+	}
+	if err := d.invar(ctx, "drift", demoEnv); err != nil {
+		return err
+	}
+	ok, failed := load()
+	fmt.Fprintf(d.Stderr, "  %s meanwhile, %d failed\n", plural(int(ok+failed), "request"), failed)
+	return nil
+}
+
+// victim returns an instance that serves, and its hosts file on this machine.
+func (d *demo) victim(ctx context.Context, cl *client.Client) (id, file string, err error) {
+	env, err := cl.Environment(ctx, demoEnv)
+	if err != nil {
+		return "", "", err
+	}
+	for _, i := range env.Instances {
+		files, _ := filepath.Glob(filepath.Join("/run/invar/*/instances", i.ID, "files/0")) // the pattern is well-formed
+		if i.Component == "web" && i.Head && i.Health == "passing" && len(files) == 1 {
+			return i.ID, files[0], nil
+		}
+	}
+	return "", "", fault.Errorf(fault.NotFound, "no instance of %s/web runs on this machine", demoEnv)
+}
+
+// healed waits until the drift of an instance is resolved.
+func (d *demo) healed(ctx context.Context, cl *client.Client, id string) error {
+	ctx, cancel := context.WithTimeout(ctx, demoWaiting)
+	defer cancel()
+	for {
+		list, err := cl.Drifts(ctx, demoEnv, false, time.Time{})
+		if err != nil {
+			return fmt.Errorf("waiting until instance %s is replaced: %w", id, err)
+		}
+		if slices.ContainsFunc(list, func(x api.Drift) bool { return x.Instance == id && x.Resolved != nil }) {
+			return nil
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
 }
 
 func (d *demo) prove(ctx context.Context) error {
@@ -349,7 +418,7 @@ func (d *demo) runs(ctx context.Context, env Env, want []int, args []string) err
 
 func (d *demo) summary(took time.Duration) {
 	web := fmt.Sprintf("http://%s:%s/", demoRoute, port(d.info.Gateway.HTTP))
-	fmt.Fprintf(d.Stderr, "\n%s in %s. It goes on running:\n\n", d.style().good("Deployed, changed, rolled back, approved and verified"), took.Round(100*time.Millisecond))
+	fmt.Fprintf(d.Stderr, "\n%s in %s. It goes on running:\n\n", d.style().good("Deployed, changed, rolled back, healed, approved and verified"), took.Round(100*time.Millisecond))
 	rows := [][]string{
 		{"  the app", web},
 		{"  the app's source", d.rel(d.source())},
