@@ -93,7 +93,7 @@ func TestWhatComesBackTakesLongerToBeOver(t *testing.T) {
 }
 
 func TestEveryKindHasControlsAndACauseIsBounded(t *testing.T) {
-	for _, k := range []drift.Kind{drift.Table, drift.Gateway, drift.Listener, drift.Stray} {
+	for _, k := range []drift.Kind{drift.Table, drift.Gateway, drift.Listener, drift.Stray, drift.Orphan} {
 		if len(k.Controls()) == 0 {
 			t.Errorf("%s concerns no control", k)
 		}

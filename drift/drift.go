@@ -42,7 +42,8 @@ const (
 	Table    Kind = "table"    // the route table in force
 	Gateway  Kind = "gateway"  // the gateway's process, and the way to it
 	Listener Kind = "listener" // the sockets on which the machine is reached
-	Stray    Kind = "stray"    // what has the marks of an instance and is none that the ledger knows
+	Stray    Kind = "stray"    // what has the marks of an instance and is none that the host made
+	Orphan   Kind = "orphan"   // an instance that the host made and the ledger does not know
 )
 
 // controls are those of NIST SP 800-53 rev. 5 that a difference of the kind concerns.
@@ -63,6 +64,7 @@ var controls = map[Kind][]string{
 	Gateway:    {"CM-6", "SC-7", "SI-7"},
 	Listener:   {"CM-7", "SC-7"},
 	Stray:      {"CM-7", "CM-8", "SI-4"},
+	Orphan:     {"CM-7", "CM-8", "SI-4"},
 }
 
 // Controls returns the controls that a difference of the kind concerns.

@@ -3,6 +3,7 @@ package reconcile
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"time"
 
@@ -22,10 +23,18 @@ func (o *owner) act(ctx context.Context, acts *sync.WaitGroup, e deploy.Environm
 		o.r.gateway.watchDrain(o.name, nil)
 	}
 	for _, act := range deploy.Acts(e, have, o.r.gateway.connections(number), now) {
+		if _, known := e.Instances[act.Instance.ID]; !known && !o.r.orphans.mayEnd(observed(have, act.Instance.ID)) {
+			continue
+		}
 		if o.begin(act, now) {
 			acts.Go(func() { o.carryOut(ctx, act, number) })
 		}
 	}
+}
+
+// observed returns what was seen of an instance that is listed.
+func observed(have []instance.Observation, id instance.ID) instance.Observation {
+	return have[slices.IndexFunc(have, func(o instance.Observation) bool { return o.Identity.ID == id })]
 }
 
 // begin claims the instance for an act.

@@ -55,7 +55,7 @@ const besideMemory = time.Hour
 // watchBesides looks until ctx ends, often, and at once when the publisher has noticed a foreign table.
 func (r *Reconciler) watchBesides(ctx context.Context) {
 	b := &besides{r, map[string]*recurring{}}
-	all := append([]Surrounding{r.gateway}, r.config.Surroundings...)
+	all := append([]Surrounding{r.gateway, r.orphans}, r.config.Surroundings...)
 	for ctx.Err() == nil {
 		began := time.Now()
 		for _, s := range all {

@@ -17,6 +17,7 @@ import (
 	"github.com/invarhq/invar/instance"
 	"github.com/invarhq/invar/reconcile"
 	"github.com/invarhq/invar/runtime/runtimetest"
+	"github.com/invarhq/invar/spec"
 )
 
 // bell is the part of the ledger about the machine.
@@ -253,5 +254,39 @@ func TestAlertIsNotTouchedAndWhatStaysIsTriedLessAndLess(t *testing.T) {
 				t.Errorf("%s: after a restart the ledger has\n%s", response, b.heard())
 			}
 		}
+	})
+}
+
+// What the host has and the ledger does not know is entered before it ends.
+func TestInstanceThatTheLedgerDoesNotKnowIsEnteredAndEnded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, b := newWorld(t, runtimetest.Config{}), &bell{}
+		w.alarm = b
+		w.start(t.Context())
+		defer w.stop()
+		w.book.head(t, "prod", app(fast, "web×2=a"))
+		settle(time.Minute)
+		for _, env := range []spec.EnvName{"prod", "nowhere"} {
+			id := instance.ID("web-strange-" + string(env))
+			s := w.host.Specs()[0]
+			s.Identity.ID, s.Identity.Env = id, env
+			b.odd = func() {
+				if list, _ := w.host.List(t.Context()); len(list) != 3 {
+					t.Errorf("it was ended before the ledger had it: %v", list)
+				}
+			}
+			if err := errors.Join(w.host.Create(t.Context(), s), w.host.Start(t.Context(), id)); err != nil {
+				t.Fatal(err)
+			}
+			settle(time.Minute)
+			if list, _ := w.host.List(t.Context()); len(list) != 2 {
+				t.Errorf("%s: the host has %v", env, list)
+			}
+			if want := fmt.Sprintf("end orphan %[1]s\nover orphan %[1]s: it was ended", id); b.heard() != want {
+				t.Errorf("the ledger has\n%s\nwant\n%s", b.heard(), want)
+			}
+			b.rings = nil
+		}
+		w.wantPicture(t, "web: a×2 → a 100")
 	})
 }

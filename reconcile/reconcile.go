@@ -92,6 +92,7 @@ type Reconciler struct {
 	slots    chan struct{} // one for each act under way
 	observer *observer
 	gateway  *publisher
+	orphans  *orphans
 
 	mu     sync.Mutex
 	owners map[spec.EnvName]*owner
@@ -115,6 +116,7 @@ func New(config Config) *Reconciler {
 		gateway: newPublisher(config.Traffic, log), owners: map[spec.EnvName]*owner{},
 	}
 	r.observer = newObserver(config.Host, log)
+	r.orphans = &orphans{r: r, seen: map[instance.ID]*orphan{}}
 	return r
 }
 

@@ -12,11 +12,17 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
+	"testing"
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/invarhq/invar/api"
+	"github.com/invarhq/invar/instance"
+	"github.com/invarhq/invar/runtime/local/tampering"
 )
 
 // What root on the machine does beside the instances, and how soon it is found.
@@ -103,4 +109,79 @@ func firstMatch(want *regexp.Regexp, text string) string {
 		}
 	}
 	return ""
+}
+
+// beside returns the entry of the kind that has a key with that beginning.
+func (b *book) beside(kind, key string) (api.Entry, bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, e := range b.entries {
+		var d struct {
+			Findings []instance.Finding `json:"findings"`
+			Keys     []string           `json:"keys"`
+		}
+		if e.Kind != kind || json.Unmarshal(e.Data, &d) != nil {
+			continue
+		}
+		for _, f := range d.Findings {
+			d.Keys = append(d.Keys, f.Key())
+		}
+		if slices.ContainsFunc(d.Keys, func(k string) bool { return strings.HasPrefix(k, key) }) {
+			return e, true
+		}
+	}
+	return api.Entry{}, false
+}
+
+// odd returns the entries about the machine.
+func (b *book) odd() (out []string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, e := range b.entries {
+		if strings.HasPrefix(e.Kind, "host.") {
+			out = append(out, fmt.Sprint(e.Time.Format("15:04:05.000 "), e.Kind, " ", e.Outcome))
+		}
+	}
+	return out
+}
+
+// TestWhatIsStartedBesideInstancesIsFoundAndEnded starts by hand what has the marks of an instance, and looks for the entries.
+func TestWhatIsStartedBesideInstancesIsFoundAndEnded(t *testing.T) {
+	m := newLanes(t, []lane{{name: "lane0"}})
+	m.serve()
+	m.apply()
+	b := m.follow()
+	load := startSteadyLoad(t.Context(), m.gateway, 20*time.Millisecond, page{"lane0.localhost", "/", "mode serve"})
+	for n, stray := range tampering.Strays() {
+		name := fmt.Sprintf("stray-%d-%d", os.Getpid(), n)
+		began := time.Now()
+		undo, err := stray.Do(m.target(m.environment().Instances[0]), name)
+		if err != nil {
+			t.Fatalf("%s: %v", stray.Name, err)
+		}
+		var e api.Entry
+		key := "stray " + stray.Field
+		if !within(2*foundWithin, func() (ok bool) { e, ok = b.beside("host.drift", key); return ok }) || e.Time.Sub(began) > foundWithin {
+			t.Errorf("%s: not found within %v: %v", stray.Name, foundWithin, b.odd())
+		}
+		if !stray.Ended {
+			undo()
+		}
+		if !within(foundWithin, func() (ok bool) { _, ok = b.beside("host.resolved", key); return ok }) {
+			t.Errorf("%s: it is not over: %v", stray.Name, b.odd())
+		}
+		if stray.Ended {
+			undo()
+		}
+		t.Logf("%-50s found after %4d ms, over after %4d ms", stray.Name, e.Time.Sub(began).Milliseconds(), time.Since(began).Milliseconds())
+	}
+	load.end()
+	for _, f := range load.failures() {
+		t.Errorf("a request failed: %v", f)
+	}
+	if n := len(b.odd()); n != 2*len(tampering.Strays()) || len(b.suspected()) > 0 {
+		t.Errorf("%d entries: %v; instances: %v", n, b.odd(), b.suspected())
+	}
+	m.sound()
+	m.stop()
 }

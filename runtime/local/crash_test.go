@@ -47,6 +47,9 @@ func (m *machine) launcherPID() int {
 func (m *machine) killLauncher() (back time.Duration) {
 	m.t.Helper()
 	old := m.launcherPID()
+	if old == 0 {
+		m.t.Fatal("the launcher of a run directory of its own was not found")
+	}
 	if err := unix.Kill(old, unix.SIGKILL); err != nil {
 		m.t.Fatal(err)
 	}

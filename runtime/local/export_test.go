@@ -104,3 +104,19 @@ func BindIn(path string, port int) (int, error) {
 	}
 	return fd, err
 }
+
+// Sight returns a look for strays, which returns those that two looks in a row found.
+func (h *Host) Sight() func() []string {
+	s := newScanner(h)
+	before := map[string]stray{}
+	return func() (twice []string) {
+		_, found := s.scan()
+		for field, f := range found {
+			if _, ok := before[field]; ok {
+				twice = append(twice, field+": "+f.found)
+			}
+		}
+		before = found
+		return twice
+	}
+}

@@ -24,7 +24,9 @@ import (
 // It is found by reading /proc every scanEvery. What comes and goes between two scans is not seen.
 const (
 	scanEvery    = time.Second
-	maxScanEvery = 3 * time.Second
+	maxScanEvery = 2500 * time.Millisecond
+
+	idleScanEvery = 2 * time.Second // while no instance runs
 )
 
 // maxCommand is how much of a foreign process's arguments is kept.
@@ -90,10 +92,17 @@ func (h *Host) watchForeign(ctx context.Context) {
 		case <-time.After(pause):
 		}
 		began := time.Now()
-		for id, found := range s.scan() {
+		foreign, strays := s.scan()
+		for id, found := range foreign {
 			h.addForeign(id, found)
 		}
 		pause = min(max(scanEvery, 20*time.Since(began)), maxScanEvery) // a twentieth of a core, unless that would find too late
+		switch {
+		case h.sighted(strays):
+			pause = confirmStrayAfter
+		case !h.runs():
+			pause = max(pause, idleScanEvery)
+		}
 	}
 }
 
@@ -164,10 +173,8 @@ func (s *scanner) place(t target) (target, bool) {
 }
 
 // scan looks at every process once.
-func (s *scanner) scan() map[instance.ID][]instance.Foreign {
-	if !s.host.runs() {
-		return nil
-	}
+func (s *scanner) scan() (map[instance.ID][]instance.Foreign, map[string]stray) {
+	sight := s.host.newSight()
 	procs := processes(s.buf)
 	list, byNamespace, byCgroup := s.targets(procs)
 	found := map[instance.ID][]instance.Foreign{}
@@ -182,7 +189,10 @@ func (s *scanner) scan() map[instance.ID][]instance.Foreign {
 			settled[key] = id
 			continue
 		}
-		at := s.whereIs(p, byNamespace, byCgroup)
+		at, groups := s.whereIs(p, byNamespace, byCgroup)
+		if len(at) == 0 {
+			sight.process(p, groups, func() bool { return s.launched(p, procs) })
+		}
 		for n, place := range at {
 			if s.belongs(p, procs, list[n], place) {
 				if p.pid == list[n].first || len(place.Namespaces) >= len(nsKinds)-2 && place.Cgroup { // inside for good: it has no rights to leave
@@ -197,7 +207,23 @@ func (s *scanner) scan() map[instance.ID][]instance.Foreign {
 		}
 	}
 	s.settled = settled
-	return found
+	return found, sight.end()
+}
+
+// launched reports whether the process descends from the launcher: what the launcher is making.
+func (s *scanner) launched(p proc, procs map[int]proc) bool {
+	launcher := int(s.host.launcherPID.Load())
+	for at, steps := p, 0; steps < 1000; steps++ {
+		if at.parent == launcher {
+			return true
+		}
+		next, ok := procs[at.parent]
+		if !ok || next.pid <= 1 {
+			return false
+		}
+		at = next
+	}
+	return false
 }
 
 // runs reports whether any instance does.
@@ -233,9 +259,8 @@ func sameProgram(pid int) bool {
 		own.Dev == other.Dev && own.Ino == other.Ino
 }
 
-// whereIs returns the instances that the process or one of its threads is in, by index.
-func (s *scanner) whereIs(p proc, byNamespace, byCgroup map[string]int) map[int]instance.Foreign {
-	var at map[int]instance.Foreign
+// whereIs returns the instances that the process or one of its threads is in, by index, and its cgroups as /proc tells them.
+func (s *scanner) whereIs(p proc, byNamespace, byCgroup map[string]int) (at map[int]instance.Foreign, cgroups string) {
 	note := func(n int, change func(*instance.Foreign)) {
 		if at == nil {
 			at = map[int]instance.Foreign{}
@@ -260,8 +285,10 @@ func (s *scanner) whereIs(p proc, byNamespace, byCgroup map[string]int) map[int]
 			})
 		}
 	}
-	look("", nsKinds)
-	if p.threads > 1 {
+	if len(byNamespace) > 0 {
+		look("", nsKinds)
+	}
+	if p.threads > 1 && len(byNamespace) > 0 {
 		tasks, _ := os.ReadDir(filepath.Join("/proc", strconv.Itoa(p.pid), "task"))
 		for _, task := range tasks {
 			if task.Name() != strconv.Itoa(p.pid) {
@@ -271,7 +298,7 @@ func (s *scanner) whereIs(p proc, byNamespace, byCgroup map[string]int) map[int]
 	}
 	groups, _ := os.ReadFile(filepath.Join("/proc", strconv.Itoa(p.pid), "cgroup"))
 	if !bytes.Contains(groups, []byte(s.host.cgroupParent()+"/")) {
-		return at
+		return at, string(groups)
 	}
 	for line := range strings.Lines(string(groups)) {
 		fields := strings.SplitN(strings.TrimSpace(line), ":", 3)
@@ -279,7 +306,7 @@ func (s *scanner) whereIs(p proc, byNamespace, byCgroup map[string]int) map[int]
 			note(n, func(f *instance.Foreign) { f.Cgroup = true })
 		}
 	}
-	return at
+	return at, string(groups)
 }
 
 // belongs reports whether the process is the instance's.

@@ -374,6 +374,9 @@ func (h *Host) apply(statuses []wire.Status) {
 		if ok && i.attempt == "" {
 			i.attempt = s.Attempt
 		}
+		if !ok && s.State != wire.Gone {
+			h.alien[s.ID] = true // the next scan asks
+		}
 		if !ok || s.State == wire.Gone || s.Attempt != i.attempt || order[instance.State(s.State)] <= order[i.seen.State] {
 			continue
 		}

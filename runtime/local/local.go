@@ -100,6 +100,10 @@ type Host struct {
 	changed   chan struct{} // nil when nobody asked since the last change
 	pruned    time.Time     // when logs were last deleted
 	attempts  int           // creations that were asked of the launcher
+
+	alien    map[string]bool  // what the launcher has and this host may not have asked for
+	suspects map[string]bool  // strays that the last scan found, by field
+	strays   map[string]stray // those that the one before had found as well
 }
 
 var _ runtime.Host = (*Host)(nil)
@@ -154,7 +158,7 @@ func newHost(config Config) (*Host, error) {
 		config.Log = slog.New(slog.DiscardHandler)
 	}
 	config = config.withDefaults()
-	h := &Host{config: config, run: config.RunDir, log: config.Log, instances: map[instance.ID]*inst{}}
+	h := &Host{config: config, run: config.RunDir, log: config.Log, instances: map[instance.ID]*inst{}, alien: map[string]bool{}, suspects: map[string]bool{}}
 	h.closing, h.stop = context.WithCancel(context.Background())
 	h.nets = newNets(filepath.Join(h.run, "netns"), config.Pool)
 	h.launcher, err = newClient(h.run, config.Launcher, h.log)
