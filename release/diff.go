@@ -102,7 +102,7 @@ func Compare(a, b Record) Changes {
 	out.Components = pairs(byName(a.Components, placedName), byName(b.Components, placedName), componentChange)
 	out.Routes = pairs(byName(a.Routes, routeName), byName(b.Routes, routeName), routeChange)
 	if a.V != 0 && b.V != 0 {
-		out.Rollout = slices.Concat(rolloutCauses(a.Rollout, b.Rollout), setting("on_drift", a.Response(), b.Response()))
+		out.Rollout = slices.Concat(rolloutCauses(a.Rollout, b.Rollout), setting("on_drift", a.Response(), b.Response()), snapshotCauses(a, b))
 	}
 	out.Platform = platformChanges(a.Platform, b.Platform)
 	return out
@@ -477,6 +477,17 @@ func setting[T comparable](name string, old, new T) []Cause {
 	}
 	o, n := fmt.Sprint(old), fmt.Sprint(new)
 	return []Cause{{Field: name, Old: &o, New: &n}}
+}
+
+// snapshotCauses tells for the components that both have which volumes are copied before a change and were not, and the reverse.
+func snapshotCauses(a, b Record) (out []Cause) {
+	before := byName(a.Components, placedName)
+	for _, p := range b.Components {
+		if old := before[placedName(p)]; old != nil {
+			out = append(out, field("snapshots of "+placedName(p), old.Snapshots, p.Snapshots)...)
+		}
+	}
+	return out
 }
 
 func rolloutCauses(a, b Rollout) []Cause {

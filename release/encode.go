@@ -166,7 +166,7 @@ func (r Record) Check() error {
 		if p.Replicas < 0 || p.Replicas > spec.MaxReplicas {
 			return fault.Errorf(fault.Invalid, "component %q: %d replicas", p.Component.Name, p.Replicas)
 		}
-		if err := p.Component.check(); err != nil {
+		if err := cmp.Or(p.Component.check(), p.checkSnapshots()); err != nil {
 			return fault.Errorf(fault.Invalid, "component %q: %w", p.Component.Name, err)
 		}
 		for _, port := range p.Component.Ports {
@@ -339,6 +339,17 @@ func (c Component) checkPlaces() error {
 			return fault.Errorf(fault.Invalid, "path %q is not clean and absolute, or is there twice", p)
 		}
 		seen[p] = true
+	}
+	return nil
+}
+
+// checkSnapshots sees to it that what is copied before a change is a volume of the component, once.
+func (p Placed) checkSnapshots() error {
+	for i, name := range p.Snapshots {
+		known := slices.ContainsFunc(p.Component.Volumes, func(v Volume) bool { return v.Name == name })
+		if !known || i > 0 && p.Snapshots[i-1] >= name {
+			return fault.Errorf(fault.Invalid, "snapshots: there is no volume %q, or they are not sorted", name)
+		}
 	}
 	return nil
 }

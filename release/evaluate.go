@@ -53,7 +53,7 @@ func Evaluate(app spec.App, bundle digest.Digest, images map[spec.ImageName]imag
 		if err != nil {
 			return Record{}, err
 		}
-		r.Components = append(r.Components, Placed{Component: placed, Replicas: c.Replicas})
+		r.Components = append(r.Components, Placed{Component: placed, Replicas: c.Replicas, Snapshots: snapshots(c)})
 	}
 	for _, rt := range app.Routes {
 		r.Routes = append(r.Routes, Route{Name: rt.Name, Host: rt.Host, Path: rt.Path, TLS: rt.TLS, TCP: rt.TCP,
@@ -138,6 +138,16 @@ func placesOf(c spec.Component, pins Pins, out *Component) {
 	for _, v := range c.Volumes {
 		out.Volumes = append(out.Volumes, Volume{Name: v.Name, Path: v.Path})
 	}
+}
+
+func snapshots(c spec.Component) []spec.VolumeName {
+	var out []spec.VolumeName
+	for _, v := range c.Volumes {
+		if v.Snapshot == spec.BeforeChange {
+			out = append(out, v.Name)
+		}
+	}
+	return out
 }
 
 func argv(c spec.Component, img image.Config) []string {

@@ -14,6 +14,7 @@ package release
 
 import (
 	"cmp"
+	"slices"
 
 	"github.com/invarhq/invar/digest"
 	"github.com/invarhq/invar/image"
@@ -63,6 +64,20 @@ func (r Record) Response() spec.Response { return cmp.Or(r.OnDrift, spec.Replace
 type Placed struct {
 	Component Component `json:"component"`
 	Replicas  int       `json:"replicas"`
+
+	// Snapshots are the volumes that are copied before another version of the component gets them, sorted. They say how the
+	// component is replaced, not what it is: to ask for one replaces nothing.
+	Snapshots []spec.VolumeName `json:"snapshots,omitempty"`
+}
+
+// HasVolume reports whether a component of the release has such a volume.
+func (r Record) HasVolume(c spec.ComponentName, name spec.VolumeName) bool {
+	for _, p := range r.Components {
+		if p.Component.Name == c {
+			return slices.ContainsFunc(p.Component.Volumes, func(v Volume) bool { return v.Name == name })
+		}
+	}
+	return false
 }
 
 // Component is a component fully resolved. The digest of its canonical JSON is its identity: two

@@ -382,6 +382,25 @@ func TestDiffMissesNoField(t *testing.T) {
 	}
 }
 
+// TestAskingForASnapshotReplacesNothing: it says how the next change is made, and shows as that.
+func TestAskingForASnapshotReplacesNothing(t *testing.T) {
+	with := func(snapshot string) release.Record {
+		a := app()
+		a.Components[0].Replicas = 1
+		a.Components[0].Volumes = []spec.Volume{{Name: "data", Path: "/data", Snapshot: snapshot}}
+		return record(t, a)
+	}
+	old, asked := with(""), with(spec.BeforeChange)
+	got := release.Diff(old, asked)
+	if len(got.Components) > 0 || len(got.Rollout) != 1 || *got.Rollout[0].New != `["data"]` {
+		t.Errorf("got %+v, want one cause of how it is rolled out", got)
+	}
+	asked.Components[0].Snapshots = []spec.VolumeName{"other"}
+	if err := asked.Check(); !errors.Is(err, fault.Invalid) || !strings.Contains(err.Error(), "snapshots") {
+		t.Errorf("a snapshot of a volume that it has not: %v", err)
+	}
+}
+
 func componentOf(t *testing.T, fields map[string]any) release.Component {
 	t.Helper()
 	raw, err := json.Marshal(fields)

@@ -186,9 +186,13 @@ type Scratch struct {
 
 // Volume is the one place where data outlives an instance.
 type Volume struct {
-	Name VolumeName
-	Path string
+	Name     VolumeName
+	Path     string
+	Snapshot string // BeforeChange, or "": none
 }
+
+// BeforeChange asks for a copy of a volume before another version of its component gets it.
+const BeforeChange = "before-change"
 
 // Resources are limits. Zero is the default: no CPU limit, 512 MiB, 512 processes.
 type Resources struct {

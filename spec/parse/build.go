@@ -292,7 +292,8 @@ func (e *evaluator) places(n *node, out *spec.Component) {
 		maps.Copy(n.bad, k.bad)
 	}
 	for _, k := range n.inner("volume") {
-		out.Volumes = append(out.Volumes, spec.Volume{Name: spec.VolumeName(k.label()), Path: k.text("path")})
+		k.choice("snapshot", spec.BeforeChange)
+		out.Volumes = append(out.Volumes, spec.Volume{Name: spec.VolumeName(k.label()), Path: k.text("path"), Snapshot: k.text("snapshot")})
 	}
 	slices.SortFunc(out.Files, func(a, b spec.File) int { return strings.Compare(a.Path, b.Path) })
 	slices.SortFunc(out.Secrets, func(a, b spec.Secret) int { return strings.Compare(a.Path, b.Path) })

@@ -129,7 +129,7 @@ var (
 			{name: "port", labels: []string{"name"}, attrs: []attr{{name: "number", typ: cty.Number, required: true, raw: true}}},
 			healthBlock,
 			{name: "scratch", labels: []string{"path"}, attrs: []attr{str("size"), str("mode")}},
-			{name: "volume", labels: []string{"name"}, attrs: []attr{must(str("path"))}},
+			{name: "volume", labels: []string{"name"}, attrs: []attr{must(str("path")), str("snapshot")}},
 			{name: "resources", single: true, attrs: []attr{num("cpu"), str("memory"), num("pids")}},
 		},
 		foreign: foreign(map[string]string{
