@@ -1,6 +1,7 @@
 package runtime
 
 import (
+	"cmp"
 	"fmt"
 	"path"
 	"slices"
@@ -96,8 +97,32 @@ func (s Spec) checkMounts() error {
 				return fmt.Errorf("volumes: %q can't name a directory", part)
 			}
 		}
+		if v.Version < 0 || v.Version == 1 {
+			return fmt.Errorf("volumes: version %d of %q: want 2 or more, or none for the first", v.Version, v.Name)
+		}
 	}
 	return nil
+}
+
+// Check returns what every host refuses about a place, of kind fault.Invalid.
+func (p Place) Check() error {
+	for _, part := range []string{p.Env, p.Component, p.Name} {
+		if !isLabel(part) {
+			return fault.Errorf(fault.Invalid, "volume: %q can't name a directory", part)
+		}
+	}
+	if p.Version < 0 || p.Snapshot < 0 || (p.Version > 0) == (p.Snapshot > 0) {
+		return fault.Errorf(fault.Invalid, "volume %s/%s of environment %s: want one version, or one snapshot", p.Component, p.Name, p.Env)
+	}
+	return nil
+}
+
+// Check returns what every host refuses about a copy, of kind fault.Invalid.
+func (c VolumeCopy) Check() error {
+	if c.From == c.To {
+		return fault.Errorf(fault.Invalid, "%s can't be a copy of itself", c.From)
+	}
+	return cmp.Or(c.From.Check(), c.To.Check())
 }
 
 func (s Spec) targets() func(yield func(field, path string) bool) {

@@ -20,6 +20,7 @@ package runtime
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"slices"
 	"time"
@@ -76,7 +77,19 @@ type Host interface {
 	// goes on until the instance is removed or ctx ends. Logs of removed instances stay readable while they are retained.
 	Logs(ctx context.Context, id instance.ID, w io.Writer, tail int, follow bool) error
 
-	// DestroyVolumes deletes the volumes of an environment for good. fault.Conflict while an instance uses one.
+	// CopyVolume makes a version or a snapshot of a volume from another's data, and returns what it holds. On return it is durable; before,
+	// and after an error, nothing is at its place. To make what is there already succeeds, and tells what it held when it was made. progress,
+	// unless it is nil, is told how far it is. A first version that no instance has had yet counts as empty. It fails with fault.NotFound when there
+	// is nothing to copy, with fault.Conflict while an instance uses what is copied, unless it is a live copy, or while another call makes or
+	// deletes the same place; fault.Unavailable otherwise, for want of space among others. It ends soon after ctx.
+	CopyVolume(ctx context.Context, c VolumeCopy, progress func(done, total int64)) (Content, error)
+
+	// DeleteVolume deletes a version or a snapshot of a volume for good; what is absent is deleted. fault.Conflict while an instance uses it, or
+	// while another call makes or deletes it.
+	DeleteVolume(ctx context.Context, p Place) error
+
+	// DestroyVolumes deletes the volumes of an environment for good, with all their versions and snapshots. fault.Conflict while an
+	// instance uses one.
 	DestroyVolumes(ctx context.Context, env string) error
 }
 
@@ -193,12 +206,47 @@ type Scratch struct {
 	Mode      uint32 `json:"mode"` // 01777 unless said
 }
 
-// Volume is a directory of the host that outlives the instance. Its place is Env/Component/Name.
+// Volume is a directory of the host that outlives the instance: a version of the volume Name of Component in Env.
 type Volume struct {
 	Env       string `json:"env"`
 	Component string `json:"component"`
 	Name      string `json:"name"`
-	Path      string `json:"path"` // in the instance
+	Path      string `json:"path"`              // in the instance
+	Version   int    `json:"version,omitempty"` // from 2 on; 0: 1
+}
+
+// Place is where the volume's data lie.
+func (v Volume) Place() Place { return Place{v.Env, v.Component, v.Name, max(v.Version, 1), 0} }
+
+// Place is where data of a volume lie: in a version that instances can get, or in a snapshot, which none ever gets.
+type Place struct {
+	Env       string
+	Component string
+	Name      string
+	Version   int // 0: it is a snapshot
+	Snapshot  int // 0: it is a version
+}
+
+// String names the place for people.
+func (p Place) String() string {
+	if p.Snapshot > 0 {
+		return fmt.Sprintf("snapshot %d of volume %s/%s of environment %s", p.Snapshot, p.Component, p.Name, p.Env)
+	}
+	return fmt.Sprintf("version %d of volume %s/%s of environment %s", p.Version, p.Component, p.Name, p.Env)
+}
+
+// VolumeCopy asks for a copy of a volume's data.
+type VolumeCopy struct {
+	From, To Place
+	Live     bool // From may be written to meanwhile: then the copy need not be of one moment
+}
+
+// Content is what a copy holds.
+type Content struct {
+	Bytes   int64         `json:"bytes"`             // of files, as their sizes say
+	Files   int           `json:"files"`             // and directories, links, FIFOs
+	Digest  digest.Digest `json:"digest"`            // of all of it, owners and times included
+	Changed int           `json:"changed,omitempty"` // of a live copy: entries that still changed when it ended; 0: it is of one moment
 }
 
 // Health is a check that the host runs. With Exec it is a command in the instance; with HTTPPath a GET

@@ -147,9 +147,7 @@ func hostsFile(s runtime.Spec) []byte {
 	return []byte(b.String())
 }
 
-func (h *Host) volumeDir(v runtime.Volume) string {
-	return filepath.Join(h.config.Dir, "volumes", v.Env, v.Component, v.Name)
-}
+func (h *Host) volumeDir(v runtime.Volume) string { return h.placeDir(v.Place()) }
 
 // makeVolumes makes the volumes that are not there yet, and returns the mounts.
 func (h *Host) makeVolumes(s runtime.Spec, rootDir string, who user) ([]specs.Mount, error) {
@@ -286,6 +284,11 @@ func (h *Host) DestroyVolumes(_ context.Context, env string) error {
 func (h *Host) setAside(env string) (doomed string, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock() // no instance can be claimed meanwhile
+	for p := range h.placing {
+		if p.Env == env {
+			return "", fault.Errorf(fault.Conflict, "destroying the volumes of %s: %s is being made or deleted", env, p)
+		}
+	}
 	for _, i := range h.instances {
 		for _, v := range i.spec.Volumes {
 			if v.Env == env {

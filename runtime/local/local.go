@@ -4,7 +4,7 @@
 // server, is the parent of the instances. Both find everything again from what lies here:
 //
 //	DIR/roots/HEX.erofs               the root of image HEX, one file, immutable while it is in use
-//	DIR/volumes/ENV/COMPONENT/NAME/   volumes
+//	DIR/volumes/ENV/COMPONENT/NAME/   volumes; further versions and snapshots lie beside: see placeDir
 //	DIR/logs/ID/                      the log of an instance: current.log, 1.log, …; kept for a while after its removal
 //	RUN/                              a tmpfs of our own, so that a restart of the machine forgets it with the processes
 //	RUN/roots/HEX/                    that root, mounted once for all instances
@@ -97,9 +97,10 @@ type Host struct {
 
 	mu        sync.Mutex
 	instances map[instance.ID]*inst
-	changed   chan struct{} // nil when nobody asked since the last change
-	pruned    time.Time     // when logs were last deleted
-	attempts  int           // creations that were asked of the launcher
+	changed   chan struct{}          // nil when nobody asked since the last change
+	pruned    time.Time              // when logs were last deleted
+	attempts  int                    // creations that were asked of the launcher
+	placing   map[runtime.Place]bool // that are being made or deleted
 
 	alien    map[string]bool  // what the launcher has and this host may not have asked for
 	suspects map[string]bool  // strays that the last scan found, by field

@@ -55,6 +55,7 @@ type Config struct {
 	HasRoot   func(digest.Digest) bool                 // nil: every root is on the host
 	ErrorRate float64                                  // of calls that fail with fault.Unavailable, 0..1
 	LostRate  float64                                  // of calls that act, and then fail with fault.Unavailable, 0..1
+	CopyTakes time.Duration                            // how long a volume's copy takes
 	Watch     func(runtime.Spec, instance.Observation) // called after each change (State Absent after a removal); it must not call the Fake
 }
 
@@ -68,8 +69,9 @@ type Fake struct {
 	mu        sync.Mutex
 	instances []*running // sorted by ID
 	logs      map[instance.ID][]string
-	volumes   map[runtime.Volume]bool // Path is empty
-	attempts  map[string]uint64       // by operation and ID, for the seeded errors
+	volumes   map[runtime.Place]runtime.Content
+	placing   map[runtime.Place]bool // that are being copied
+	attempts  map[string]uint64      // by operation and ID, for the seeded errors
 	failNext  int
 	loseNext  int
 	down      bool
@@ -97,7 +99,8 @@ func New(config Config) *Fake {
 	return &Fake{
 		config:   config,
 		logs:     map[instance.ID][]string{},
-		volumes:  map[runtime.Volume]bool{},
+		volumes:  map[runtime.Place]runtime.Content{},
+		placing:  map[runtime.Place]bool{},
 		attempts: map[string]uint64{},
 		pids:     1000,
 	}
@@ -167,8 +170,9 @@ func (f *Fake) insert(i int, spec runtime.Spec, behave Behaviour) {
 	r.seen = instance.Observation{Identity: spec.Identity, State: instance.Created, Since: time.Now()}
 	f.instances = slices.Insert(f.instances, i, r)
 	for _, v := range spec.Volumes {
-		v.Path = ""
-		f.volumes[v] = true
+		if _, ok := f.volumes[v.Place()]; !ok {
+			f.volumes[v.Place()] = runtime.Content{Digest: digest.Of([]byte(v.Place().String()))}
+		}
 	}
 	f.log(spec.Identity.ID, "created")
 	f.note(r)
@@ -463,6 +467,69 @@ func (f *Fake) Logs(ctx context.Context, id instance.ID, w io.Writer, tail int, 
 }
 
 func (f *Fake) log(id instance.ID, line string) { f.logs[id] = append(f.logs[id], line) }
+
+// CopyVolume implements runtime.Host: a copy has the digest of what it is a copy of.
+func (f *Fake) CopyVolume(ctx context.Context, c runtime.VolumeCopy, progress func(done, total int64)) (runtime.Content, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	lost, err := f.fault("copy volume", instance.ID(c.To.String()))
+	if err == nil {
+		err = c.Check()
+	}
+	if err == nil {
+		err = f.free(c.To, c.From, !c.Live)
+	}
+	if err != nil {
+		return runtime.Content{}, err
+	}
+	if made, ok := f.volumes[c.To]; ok {
+		return made, lost
+	}
+	content, ok := f.volumes[c.From]
+	if !ok && c.From.Version != 1 {
+		return runtime.Content{}, fault.Errorf(fault.NotFound, "copying %s: it is not on this host", c.From)
+	}
+	f.placing[c.To] = true
+	defer delete(f.placing, c.To)
+	if err := f.pause(ctx, f.config.CopyTakes); err != nil {
+		return runtime.Content{}, err
+	}
+	if progress != nil {
+		progress(1, 1)
+	}
+	f.volumes[c.To] = content
+	return content, lost
+}
+
+// free says why a place can't be made or deleted now, or another one not be copied.
+func (f *Fake) free(p, used runtime.Place, alone bool) error {
+	if f.placing[p] {
+		return fault.Errorf(fault.Conflict, "%s is being made or deleted", p)
+	}
+	for _, r := range f.instances {
+		for _, v := range r.spec.Volumes {
+			if alone && v.Place() == used {
+				return fault.Errorf(fault.Conflict, "instance %s uses %s", r.spec.Identity.ID, used)
+			}
+		}
+	}
+	return nil
+}
+
+// DeleteVolume implements runtime.Host.
+func (f *Fake) DeleteVolume(_ context.Context, p runtime.Place) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	lost, err := f.fault("delete volume", instance.ID(p.String()))
+	if err == nil {
+		err = cmp.Or(p.Check(), f.free(p, p, true))
+	}
+	if err != nil {
+		return err
+	}
+	delete(f.volumes, p)
+	return lost
+}
 
 // DestroyVolumes implements runtime.Host.
 func (f *Fake) DestroyVolumes(_ context.Context, env string) error {

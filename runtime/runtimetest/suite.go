@@ -69,6 +69,8 @@ func Suite(t *testing.T, fresh func(*testing.T) Harness) {
 		{"AnInstanceIsMeasuredAsItRuns", testMeasure},
 		{"LogsAreReadToTheirTailAndAfterRemoval", testLogs},
 		{"VolumesAreDestroyedOnlyWhenUnused", testVolumes},
+		{"AVolumeIsCopiedWholeOrNotAtAll", testCopyVolume},
+		{"VersionsOfAVolumeAreDeletedOnlyWhenUnused", testDeleteVolume},
 	} {
 		t.Run(c.name, func(t *testing.T) { c.run(t, &suite{t, fresh(t)}) })
 	}
@@ -455,4 +457,77 @@ func testVolumes(t *testing.T, s *suite) {
 	for range 2 {
 		s.must(s.Host.DestroyVolumes(t.Context(), "test"))
 	}
+}
+
+// data is a place in the volume that the suite's instances have.
+func data(version, snapshot int) runtime.Place {
+	return runtime.Place{Env: "test", Component: "db", Name: "data", Version: version, Snapshot: snapshot}
+}
+
+// withVolume is an instance that has a version of the volume.
+func (s *suite) withVolume(id string, version int) runtime.Spec {
+	spec := s.Spec(id, Serve)
+	spec.Volumes = []runtime.Volume{{Env: "test", Component: "db", Name: "data", Path: "/data", Version: version}}
+	return spec
+}
+
+func testCopyVolume(t *testing.T, s *suite) {
+	s.must(s.Host.Create(t.Context(), s.withVolume("db-a", 0)))
+	snapshot := runtime.VolumeCopy{From: data(1, 0), To: data(0, 1)}
+	if _, err := s.Host.CopyVolume(t.Context(), snapshot, nil); !errors.Is(err, fault.Conflict) {
+		t.Errorf("copying a volume in use: %v, want a conflict", err)
+	}
+	live := runtime.VolumeCopy{From: data(1, 0), To: runtime.Place{Env: "fork", Component: "db", Name: "data", Version: 1}, Live: true}
+	if _, err := s.Host.CopyVolume(t.Context(), live, nil); err != nil {
+		t.Errorf("copying a volume in use, live: %v", err)
+	}
+	s.must(s.Host.Remove(t.Context(), "db-a"))
+	told := false
+	first, err := s.Host.CopyVolume(t.Context(), snapshot, func(done, total int64) { told = told || done <= total })
+	if err != nil || first.Digest == "" || !told {
+		t.Fatalf("copying: %+v, %v, told how far it is: %v", first, err, told)
+	}
+	if again, err := s.Host.CopyVolume(t.Context(), snapshot, nil); err != nil || again != first {
+		t.Errorf("copied again: %+v, %v, want %+v", again, err, first)
+	}
+	restored, err := s.Host.CopyVolume(t.Context(), runtime.VolumeCopy{From: data(0, 1), To: data(2, 0)}, nil)
+	if err != nil || restored.Digest != first.Digest {
+		t.Errorf("a version made from a snapshot has %+v, %v, want %+v", restored, err, first)
+	}
+	s.must(s.Host.Create(t.Context(), s.withVolume("db-b", 2)))
+	s.must(s.Host.Remove(t.Context(), "db-b"))
+	for name, c := range map[string]struct {
+		copy runtime.VolumeCopy
+		kind fault.Kind
+	}{
+		"nothing to copy": {runtime.VolumeCopy{From: data(0, 7), To: data(3, 0)}, fault.NotFound},
+		"no version":      {runtime.VolumeCopy{From: data(7, 0), To: data(3, 0)}, fault.NotFound},
+		"no place":        {runtime.VolumeCopy{From: data(1, 0), To: data(0, 0)}, fault.Invalid},
+		"a bad name":      {runtime.VolumeCopy{From: data(1, 0), To: runtime.Place{Env: "..", Component: "db", Name: "data", Version: 1}}, fault.Invalid},
+		"itself":          {runtime.VolumeCopy{From: data(1, 0), To: data(1, 0)}, fault.Invalid},
+	} {
+		if _, err := s.Host.CopyVolume(t.Context(), c.copy, nil); !errors.Is(err, c.kind) {
+			t.Errorf("%s: %v, want one that is %s", name, err, c.kind)
+		}
+	}
+}
+
+func testDeleteVolume(t *testing.T, s *suite) {
+	s.must(s.Host.Create(t.Context(), s.withVolume("db-a", 0)))
+	if err := s.Host.DeleteVolume(t.Context(), data(1, 0)); !errors.Is(err, fault.Conflict) {
+		t.Errorf("deleting a version in use: %v, want a conflict", err)
+	}
+	s.must(s.Host.Remove(t.Context(), "db-a"))
+	_, err := s.Host.CopyVolume(t.Context(), runtime.VolumeCopy{From: data(1, 0), To: data(0, 1)}, nil)
+	s.must(err)
+	for range 2 {
+		s.must(s.Host.DeleteVolume(t.Context(), data(0, 1)))
+	}
+	if _, err := s.Host.CopyVolume(t.Context(), runtime.VolumeCopy{From: data(0, 1), To: data(2, 0)}, nil); !errors.Is(err, fault.NotFound) {
+		t.Errorf("copying what was deleted: %v, want not found", err)
+	}
+	if err := s.Host.DeleteVolume(t.Context(), data(0, 0)); !errors.Is(err, fault.Invalid) {
+		t.Errorf("deleting no place: %v, want invalid", err)
+	}
+	s.must(s.Host.DestroyVolumes(t.Context(), "test"))
 }
