@@ -36,6 +36,8 @@ func (s Step) subject() string {
 		return string(s.ID)
 	case s.Component != "":
 		return string(s.Component)
+	case s.Copy != nil:
+		return string(s.Copy.id())
 	}
 	return fmt.Sprint("generation ", s.Generation)
 }
@@ -60,6 +62,8 @@ func (e *Environment) apply(s Step, at time.Time) error {
 		err = e.end(s, at)
 	case Revert:
 		err = e.revert(s, at)
+	case Copying, Copied, CopyFailed, Switch, Deleted:
+		err = e.copies(s, at)
 	default:
 		err = fault.Errorf(fault.Invalid, "unknown kind of step")
 	}
@@ -85,7 +89,11 @@ func (e *Environment) create(s Step, at time.Time) error {
 	case i.Generation != e.Head.Number:
 		return fault.Errorf(fault.Conflict, "made for generation %d, the head is %d", i.Generation, e.Head.Number)
 	}
-	e.Instances[i.ID] = Instance{Identity: i, CreatedAt: at, Cause: s.Cause}
+	made := Instance{Identity: i, CreatedAt: at, Cause: s.Cause}
+	if err := e.give(&made, c, at); err != nil {
+		return err
+	}
+	e.Instances[i.ID] = made
 	return nil
 }
 
@@ -222,12 +230,12 @@ func (e *Environment) revert(s Step, at time.Time) error {
 	switch {
 	case e.Head.Outcome != Broken || s.Generation != e.Head.Number+1:
 		return fault.Errorf(fault.Conflict, "the head is generation %d, %s", e.Head.Number, e.Head.Outcome)
-	case s.Release != target.Release || s.Release == digest.Digest("") || s.Release == e.Head.Release:
+	case s.Release != target.Release || s.Release == digest.Digest("") || e.Head.Reverts || s.Release == e.Head.Release && len(e.Head.takeBack()) == 0:
 		return fault.Errorf(fault.Conflict, "release %s is not the one to revert to", s.Release)
 	}
 	if target.Revoked {
 		return fault.Errorf(fault.Denied, "release %s is revoked", s.Release)
 	}
-	e.setHead(Generation{Number: s.Generation, Release: target.Release, Record: target.Record}, at)
+	e.setHead(Generation{Number: s.Generation, Release: target.Release, Record: target.Record, Reverts: true, Restores: e.Head.takeBack()}, at)
 	return nil
 }

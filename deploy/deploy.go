@@ -36,6 +36,14 @@
 // retired when the replacement is healthy. With volumes, where nothing can start beside, that happens only when it has failed for
 // healthy_deadline. Healing goes by the head, and a rollback moves the head: so they can't fight.
 //
+// # Data
+//
+// A volume has versions: directories of which instances get the current one. Where the release asks for it, a volume is copied before another
+// version of its component gets it: after the last instance has gone, before the next is created, when nobody writes. A head can ask for
+// a restore: a new version of a volume, made from what was kept, while the old instances still run; then they end, the new version becomes
+// the current one, and the old one stays as it was left. A revert of such a head makes the old one the current one again. A copy
+// that fails fails the rollout; one that a later head has no use for is given up.
+//
 // # Taint
 //
 // An instance that a person's hand was in is tainted, and stays so until it is gone. When its time has come (a session has ended or
@@ -80,7 +88,14 @@ const (
 	Drifted Kind = "drift.detected" // it was measured, and differs from its release
 	Settled Kind = "drift.resolved" // that is over
 	Done    Kind = "deploy.complete"
-	Failed  Kind = "deploy.fail"
+
+	Copying    Kind = "volume.copy" // act: copy the volume
+	Copied     Kind = "volume.copied"
+	CopyFailed Kind = "volume.fail"   // or nobody has a use for it any more; act: delete what there is of it
+	Switch     Kind = "volume.switch" // instances get another version of the volume from now on
+	Deleted    Kind = "volume.deleted"
+
+	Failed Kind = "deploy.fail"
 )
 
 // Step is one step. Which fields are set depends on Kind. Its JSON is the data of its ledger entry.
@@ -104,6 +119,7 @@ type Step struct {
 	Successors []instance.ID      `json:"successors,omitempty"` // Settled: instances that took over; at most maxSuccessors of them
 	OpenMillis int64              `json:"open_ms,omitempty"`    // Settled: since the first of the findings
 	Cause      string             `json:"cause,omitempty"`      // why, one sentence for people
+	Copy       *Copy              `json:"copy,omitempty"`       // Copying, Copied, CopyFailed, Switch, Deleted
 }
 
 // Share is a version's part of a component's traffic. The shares of a component sum to 100.
@@ -122,6 +138,9 @@ type Generation struct {
 	EndedAt time.Time      `json:"ended_at,omitzero"`
 	Cause   string         `json:"cause,omitempty"`   // of a failure
 	Revoked bool           `json:"revoked,omitempty"` // no rollout reverts to it
+
+	Reverts  bool        `json:"reverts,omitempty"`  // it came because the one before it failed
+	Restores []Restoring `json:"restores,omitempty"` // of Head: what its volumes get
 
 	Digests map[spec.ComponentName]digest.Digest `json:"-"` // of Record's components; SetHead and Resolve fill it
 }

@@ -30,6 +30,7 @@ type Environment struct {
 	Instances  map[instance.ID]Instance         `json:"instances,omitempty"` // that are not gone
 	Trouble    map[digest.Digest]Trouble        `json:"trouble,omitempty"`   // since Head came, by component digest
 	Drifts     map[digest.Digest]Recurrence     `json:"drifts,omitempty"`    // the same, of instances that differed from their release
+	Data       map[VolumeID]Volume              `json:"data,omitempty"`
 
 	Overlay *release.Overlay `json:"overlay,omitempty"` // of a fork: over every release that it has; nil: it has releases of its own
 
@@ -54,6 +55,8 @@ type Instance struct {
 	Response    spec.Response   `json:"response,omitempty"`     // what follows on them
 	Ceased      Recurrence      `json:"ceased,omitzero"`        // how often it differed no more by itself
 	Barred      bool            `json:"barred,omitempty"`       // it is tainted and had no traffic since: it gets none again
+
+	Volumes map[spec.VolumeName]int `json:"volumes,omitempty"` // versions that it got; unset: 1
 }
 
 // Live reports whether the instance is to run: neither retiring nor exited.
@@ -87,6 +90,8 @@ func (e Environment) SetHead(g Generation, at time.Time) Environment {
 }
 
 func (e *Environment) setHead(g Generation, at time.Time) {
+	e.refresh(g.Number)
+	g.Restores = slices.Concat(g.Restores, e.Head.owed(g.Restores))
 	if e.Head.Number > 0 {
 		e.retireHead(at)
 	}
@@ -127,14 +132,14 @@ func (e *Environment) retireHead(at time.Time) {
 	case old.Outcome == Rolling:
 		old.Outcome, old.EndedAt = Superseded, at
 	}
-	old.Record, old.Digests = release.Record{}, nil
+	old.Record, old.Digests, old.Restores = release.Record{}, nil, nil
 	e.History = append(slices.Clip(e.History), old)
 }
 
 // changes reports whether the new head's rollout has anything to do for the component.
 func (e *Environment) changes(p release.Placed) bool {
 	v := e.Head.Digests[p.Component.Name]
-	if share(e.Traffic[p.Component.Name], v) != 100 {
+	if share(e.Traffic[p.Component.Name], v) != 100 || len(e.unswitched(p.Component.Name)) > 0 {
 		return true
 	}
 	n := 0
@@ -233,6 +238,7 @@ func (e Environment) clone() Environment {
 	e.Instances = copied(e.Instances)
 	e.Trouble = copied(e.Trouble)
 	e.Components = copied(e.Components)
+	e.Data = copied(e.Data)
 	return e
 }
 

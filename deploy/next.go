@@ -168,7 +168,7 @@ func (t *turn) judge() {
 	}
 	t.emit(Step{Kind: Failed, Generation: h.Number, Cause: cause})
 	target := t.e.Previous.Release
-	if !h.Record.Rollout.AutoRevert || target == "" || target == h.Release || t.e.Previous.Revoked {
+	if !h.Record.Rollout.AutoRevert || target == "" || t.e.Previous.Revoked || h.Reverts || target == h.Release && len(h.takeBack()) == 0 {
 		return
 	}
 	t.emit(Step{Kind: Revert, Generation: h.Number + 1, Release: target, Cause: cause})
@@ -186,8 +186,14 @@ func (t *turn) verdict() string {
 			return fmt.Sprintf("%s: failed %d times running: %s", name, trouble.Count, trouble.Cause)
 		}
 	}
+	if cause := t.e.spoiled(); cause != "" {
+		return cause
+	}
 	r := t.e.rollout()
 	limit := millis(r.ProgressDeadlineMillis)
+	if len(Copies(t.e)) > 0 {
+		return "" // however long that takes, it goes on
+	}
 	if limit <= 0 || t.e.Head.Release == "" || !t.reached(t.e.ProgressAt.Add(limit+millis(r.MinHealthyMillis))) {
 		return ""
 	}
@@ -202,7 +208,11 @@ func (t *turn) verdict() string {
 
 // roll carries every component of the head one turn further, used ones first.
 func (t *turn) roll() {
+	t.abandon()
 	for _, p := range t.order {
+		if !t.furnish(p) {
+			continue
+		}
 		f := t.fleetOf(t.e.Head, p)
 		switch {
 		case f.share == 100:
@@ -245,7 +255,7 @@ func (t *turn) healAlone(f fleet) {
 		}
 	}
 	present := len(f.healthy) + len(f.starting) + len(f.failing) + f.aside + f.ending
-	t.create(f, t.atOnce(f, f.want-present))
+	t.createAlone(f, t.atOnce(f, f.want-present))
 }
 
 // atOnce returns how many of the missing instances may start now. A rollout goes by max_parallel; healing does not wait.
@@ -280,9 +290,10 @@ func (t *turn) replace(f fleet) {
 		}
 		missing := f.need(t.e.Head.Record.Rollout) - len(f.healthy) - len(f.starting)
 		if f.exclusive() {
-			missing -= len(f.failing) + f.aside + f.ending
+			t.createAlone(f, t.atOnce(f, missing-len(f.failing)-f.aside-f.ending))
+		} else {
+			t.create(f, t.atOnce(f, missing))
 		}
-		t.create(f, t.atOnce(f, missing))
 	}
 	for _, i := range f.failing {
 		if f.share == 0 || f.serving > 0 && (!t.e.Serving(i) || len(f.healthy) >= f.need(t.e.Head.Record.Rollout)) {
@@ -346,6 +357,13 @@ func (t *turn) create(f fleet, n int) {
 			ID: id, Env: t.e.Name, Component: f.name, Digest: f.version, Release: f.release, Generation: f.generation,
 		}, Cause: t.why(f)})
 		t.groups[f.name] = append(t.groups[f.name], id)
+	}
+}
+
+// createAlone creates instances that have volumes, once those are copied that are to be.
+func (t *turn) createAlone(f fleet, n int) {
+	if n > 0 && t.protect(f) {
+		t.create(f, n)
 	}
 }
 
@@ -413,6 +431,9 @@ func (t *turn) trim() {
 func (t *turn) complete() bool {
 	if t.e.Head.Release == "" {
 		return len(t.e.Instances) == 0
+	}
+	if len(t.e.unswitched("")) > 0 {
+		return false
 	}
 	for _, name := range t.e.Changing {
 		if f := t.fleetOf(t.e.Head, placed(t.e.Head.Record, name)); f.counted < f.want {
@@ -484,6 +505,7 @@ func byUse(r release.Record) []release.Placed {
 type fleet struct {
 	name       spec.ComponentName
 	component  release.Component
+	snapshots  []spec.VolumeName // that are copied before another version gets them
 	version    digest.Digest
 	want       int
 	release    digest.Digest // for which new instances are made, and in which generation
@@ -510,7 +532,7 @@ func (t *turn) fleetOf(g Generation, p release.Placed) fleet {
 	name := p.Component.Name
 	v := g.Digests[name]
 	f := fleet{
-		name: name, component: p.Component, version: v, want: p.Replicas, release: g.Release, generation: t.e.Head.Number,
+		name: name, component: p.Component, snapshots: p.Snapshots, version: v, want: p.Replicas, release: g.Release, generation: t.e.Head.Number,
 		known: t.e.Previous.Digests[name] == v,
 	}
 	shares := t.e.Traffic[name]

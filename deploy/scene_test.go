@@ -25,11 +25,14 @@ type scene struct {
 	decided []Step // all
 	records map[digest.Digest]release.Record
 	onDrift spec.Response // of the heads to come
+	disk    *disk
+
+	restores []Restoring // of the next head
 }
 
 func newScene() *scene {
 	return &scene{
-		env: Environment{Name: "prod"}, host: map[instance.ID]instance.Observation{}, records: map[digest.Digest]release.Record{},
+		env: Environment{Name: "prod"}, host: map[instance.ID]instance.Observation{}, records: map[digest.Digest]release.Record{}, disk: newDisk(),
 		now: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC),
 	}
 }
@@ -59,26 +62,35 @@ func (s *scene) head(settings release.Rollout, components ...string) {
 		r, d = release.Record{}, ""
 	}
 	s.records[d] = r
-	s.env = s.env.SetHead(Generation{Number: s.env.Head.Number + 1, Release: d, Record: r}, s.now)
+	s.env = s.env.SetHead(Generation{Number: s.env.Head.Number + 1, Release: d, Record: r, Restores: s.restores}, s.now)
+	s.restores = nil
 }
 
 // decide takes one turn, and returns its steps.
 func (s *scene) decide() []Step {
 	steps := Next(s.env, s.have(), s.now, s.newID)
-	next, err := s.env.ApplyAll(steps, s.now)
-	if err != nil {
-		panic(err)
-	}
-	s.env = next
+	s.apply(steps)
 	s.decided = append(s.decided, steps...)
-	for _, st := range steps {
-		s.log = append(s.log, s.line(st))
-	}
 	return steps
 }
 
+// apply records steps, and has the disk do what follows.
+func (s *scene) apply(steps []Step) {
+	for _, st := range steps {
+		next, err := s.env.Apply(st, s.now)
+		if err != nil {
+			panic(err)
+		}
+		s.disk.follow(s.env, next, st)
+		s.env = next
+		s.log = append(s.log, s.line(st))
+	}
+}
+
 // act has the host do what is left to do: all of it, at once. New instances start, and do not pass yet.
-func (s *scene) act() (did int) {
+func (s *scene) act() int { return s.actOnInstances() + s.copy(nil) }
+
+func (s *scene) actOnInstances() (did int) {
 	for _, a := range Acts(s.env, s.have(), s.active, s.now) {
 		did++
 		if a.End {
@@ -199,6 +211,12 @@ func (s *scene) line(st Step) string {
 			text += fmt.Sprintf(" %s:%d", s.version(sh.Version), sh.Percent)
 		}
 		return text
+	case Copying, Copied, CopyFailed, Switch, Deleted:
+		text := fmt.Sprintf("%s %s %s", kind, st.Copy.Component, st.Copy.To)
+		if st.Copy.From != nil {
+			text += " from " + st.Copy.From.String()
+		}
+		return text
 	case Done, Failed, Revert:
 		return fmt.Sprintf("%s g%d", kind, st.Generation)
 	}
@@ -253,13 +271,15 @@ func (s *scene) picture() string {
 	return strings.Join(parts, "; ")
 }
 
-// record writes a release: "web×3=a >db" is component web, 3 replicas of version a, that uses db; "db×1=a*" has a volume.
+// record writes a release: "web×3=a >db" is component web, 3 replicas of version a, that uses db; "db×1=a*" has a volume,
+// which in "db×1=a*!" is copied before a change.
 func record(settings release.Rollout, components ...string) release.Record {
 	r := release.Record{V: 1, App: "shop", Env: "prod", Rollout: settings}
 	for _, text := range components {
 		fields := strings.Fields(text)
 		name, rest, _ := strings.Cut(fields[0], "×")
 		count, version, _ := strings.Cut(rest, "=")
+		version, guarded := strings.CutSuffix(version, "!")
 		version, volume := strings.CutSuffix(version, "*")
 		p := release.Placed{Component: release.Component{
 			Name: spec.ComponentName(name), Args: []string{version}, Ports: []release.Port{{Name: "http", Number: 80}},
@@ -267,6 +287,9 @@ func record(settings release.Rollout, components ...string) release.Record {
 		fmt.Sscan(count, &p.Replicas)
 		if volume {
 			p.Component.Volumes = []release.Volume{{Name: "data", Path: "/data"}}
+		}
+		if guarded {
+			p.Snapshots = []spec.VolumeName{"data"}
 		}
 		for _, f := range fields[1:] {
 			p.Component.Uses = append(p.Component.Uses, release.Use{Component: spec.ComponentName(strings.TrimPrefix(f, ">")), Port: "http", Number: 80})

@@ -22,6 +22,7 @@ func (o *owner) act(ctx context.Context, acts *sync.WaitGroup, e deploy.Environm
 	} else {
 		o.r.gateway.watchDrain(o.name, nil)
 	}
+	o.tend(ctx, acts, e, now)
 	for _, act := range deploy.Acts(e, have, o.r.gateway.connections(number), now) {
 		if _, known := e.Instances[act.Instance.ID]; !known && !o.r.orphans.mayEnd(observed(have, act.Instance.ID)) {
 			continue
@@ -89,8 +90,10 @@ func lasting(err error) bool {
 func (o *owner) start(ctx context.Context, i instance.Identity) error {
 	o.mu.Lock()
 	c := o.current.Made(o.current.Components[i.Digest])
+	made := o.current.Instances[i.ID]
 	o.mu.Unlock()
-	s, err := Spec(ctx, i, c, o.r.config.Secrets)
+	made.Identity = i
+	s, err := Spec(ctx, made, c, o.r.config.Secrets)
 	if err != nil {
 		return err
 	}

@@ -65,7 +65,7 @@ func (n *inspector) once(ctx context.Context) (looked time.Duration) {
 			if seen.State != instance.Running || !known || !i.Live() {
 				continue
 			}
-			q, err := Question(ctx, i.Identity, e.Components[i.Digest])
+			q, err := Question(ctx, i, e.Components[i.Digest])
 			if err != nil {
 				n.r.log.Warn("inspecting", "instance", i.ID, "error", err)
 				continue
@@ -94,7 +94,7 @@ func (n *inspector) once(ctx context.Context) (looked time.Duration) {
 }
 
 // Inspect compares an instance with its component, and returns what two looks found.
-func Inspect(ctx context.Context, host runtime.Host, i instance.Identity, c release.Component) ([]instance.Finding, error) {
+func Inspect(ctx context.Context, host runtime.Host, i deploy.Instance, c release.Component) ([]instance.Finding, error) {
 	q, err := Question(ctx, i, c)
 	if err != nil {
 		return nil, err
@@ -168,7 +168,7 @@ func (o *owner) measured(id instance.ID, m measurement) {
 }
 
 // Question is what an instance of the component should be, for a host to compare with what it is.
-func Question(ctx context.Context, i instance.Identity, c release.Component) (runtime.Question, error) {
+func Question(ctx context.Context, i deploy.Instance, c release.Component) (runtime.Question, error) {
 	s, err := Spec(ctx, i, c, func(context.Context, spec.EnvName, release.Secret) ([]byte, error) { return nil, nil })
 	q := runtime.Question{Spec: s, Listeners: gateway.Listeners(deploy.Uses(c), len(c.Egress) > 0)}
 	return q, err

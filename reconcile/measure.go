@@ -108,7 +108,7 @@ func (m measuring) instance(ctx context.Context, env deploy.Environment, o insta
 	if out.Found, err = m.root(ctx, out.ID, component.Root); err != nil || out.State != attest.Running {
 		return out, err
 	}
-	out.Findings, err = Inspect(ctx, m.host, recorded.Identity, component)
+	out.Findings, err = Inspect(ctx, m.host, recorded, component)
 	return out, err
 }
 

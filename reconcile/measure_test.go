@@ -89,7 +89,7 @@ func TestMeasuringTellsOfWhatIsMissingAndWhatNobodyKnows(t *testing.T) {
 		}
 		e := w.env("prod")
 		stray := instance.Identity{ID: "web-straystray", Env: "prod", Component: "web", Digest: e.Head.Digests["web"], Release: e.Head.Release, Generation: 1}
-		s, err := reconcile.Spec(t.Context(), stray, e.Head.Record.Components[0].Component, nil)
+		s, err := reconcile.Spec(t.Context(), deploy.Instance{Identity: stray}, e.Head.Record.Components[0].Component, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

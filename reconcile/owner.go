@@ -30,15 +30,16 @@ type owner struct {
 	seq  atomic.Uint64 // of the environment that the last turn left
 
 	mu       sync.Mutex
-	current  deploy.Environment          // as the last turn left it
-	networks map[instance.ID]string      // paths, of instances that the host has
-	busy     map[instance.ID]uint64      // the listing that will tell what became of the last act; underway before
-	refused  map[instance.ID]string      // why it can't ever be created
-	retries  map[instance.ID]retryAt     // of acts that failed for now
-	measures map[instance.ID]measurement // of those that differ, or did
-	part     gateway.Env                 // the last one put
-	number   uint64                      // of that; 0: none was put
-	awaiting bool                        // a turn is to begin when it is in force
+	current  deploy.Environment           // as the last turn left it
+	networks map[instance.ID]string       // paths, of instances that the host has
+	busy     map[instance.ID]uint64       // the listing that will tell what became of the last act; underway before
+	refused  map[instance.ID]string       // why it can't ever be created
+	retries  map[instance.ID]retryAt      // of acts that failed for now
+	measures map[instance.ID]measurement  // of those that differ, or did
+	copies   map[deploy.VolumeID]*copying // what is being done to volumes, or was and is not recorded yet
+	part     gateway.Env                  // the last one put
+	number   uint64                       // of that; 0: none was put
+	awaiting bool                         // a turn is to begin when it is in force
 }
 
 // retryAt is when to try again.
@@ -51,8 +52,8 @@ func newOwner(r *Reconciler, name spec.EnvName) *owner {
 	return &owner{
 		r: r, name: name, wake: make(chan struct{}, 1),
 		networks: map[instance.ID]string{}, busy: map[instance.ID]uint64{},
-		measures: map[instance.ID]measurement{},
-		refused:  map[instance.ID]string{}, retries: map[instance.ID]retryAt{},
+		measures: map[instance.ID]measurement{}, copies: map[deploy.VolumeID]*copying{},
+		refused: map[instance.ID]string{}, retries: map[instance.ID]retryAt{},
 	}
 }
 
@@ -101,7 +102,10 @@ func (o *owner) turn(ctx context.Context, acts *sync.WaitGroup) (time.Duration, 
 	have := o.observe(e)
 	o.forget(e, have)
 	now := time.Now()
-	decided := deploy.Next(e, have, now, o.r.config.NewID)
+	decided := o.concluded(e)
+	if len(decided) == 0 {
+		decided = deploy.Next(e, have, now, o.r.config.NewID)
+	}
 	steps := decided[:o.tellable(decided)]
 	if len(steps) > 0 {
 		if err := o.r.config.Recorder.Record(ctx, o.name, e.Seq, steps); err != nil {
@@ -279,6 +283,11 @@ func (o *owner) rest(e deploy.Environment, have []instance.Observation, now time
 	at := deploy.Wake(e, have, now)
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	for _, c := range o.copies {
+		if c.idle && (at.IsZero() || c.again.at.Before(at)) {
+			at = c.again.at
+		}
+	}
 	for _, r := range o.retries {
 		if r.at.After(now) && (at.IsZero() || r.at.Before(at)) {
 			at = r.at

@@ -87,12 +87,13 @@ type Config struct {
 
 // Reconciler brings every environment to its head. Make one with New; it works while Run does.
 type Reconciler struct {
-	config   Config
-	log      *slog.Logger
-	slots    chan struct{} // one for each act under way
-	observer *observer
-	gateway  *publisher
-	orphans  *orphans
+	config    Config
+	log       *slog.Logger
+	slots     chan struct{} // one for each act under way
+	copySlots chan struct{} // one for each copy of a volume
+	observer  *observer
+	gateway   *publisher
+	orphans   *orphans
 
 	mu     sync.Mutex
 	owners map[spec.EnvName]*owner
@@ -112,7 +113,7 @@ func New(config Config) *Reconciler {
 		log = slog.New(slog.DiscardHandler)
 	}
 	r := &Reconciler{
-		config: config, log: log, slots: make(chan struct{}, config.Parallel),
+		config: config, log: log, slots: make(chan struct{}, config.Parallel), copySlots: make(chan struct{}, maxCopies),
 		gateway: newPublisher(config.Traffic, log), owners: map[spec.EnvName]*owner{},
 	}
 	r.observer = newObserver(config.Host, log)

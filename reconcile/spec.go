@@ -12,7 +12,6 @@ import (
 	"github.com/invarhq/invar/deploy"
 	"github.com/invarhq/invar/fault"
 	"github.com/invarhq/invar/gateway"
-	"github.com/invarhq/invar/instance"
 	"github.com/invarhq/invar/release"
 	"github.com/invarhq/invar/runtime"
 	"github.com/invarhq/invar/spec"
@@ -23,9 +22,9 @@ type Secrets = func(context.Context, spec.EnvName, release.Secret) ([]byte, erro
 
 // Spec returns what a host needs to run an instance of the component. Used components get a loopback address each and
 // their names in the hosts file; with egress, the usual variables name the forward proxy unless the component sets them.
-func Spec(ctx context.Context, i instance.Identity, c release.Component, secrets Secrets) (runtime.Spec, error) {
+func Spec(ctx context.Context, i deploy.Instance, c release.Component, secrets Secrets) (runtime.Spec, error) {
 	s := runtime.Spec{
-		Identity: i, Root: c.Root, Args: c.Args, Env: environ(c), WorkDir: c.WorkDir, User: c.User,
+		Identity: i.Identity, Root: c.Root, Args: c.Args, Env: environ(c), WorkDir: c.WorkDir, User: c.User,
 		Hosts: hosts(c), Health: health(c.Health),
 		CPUMillis: c.Resources.CPUMillis, MemoryBytes: c.Resources.MemoryBytes, PIDs: c.Resources.PIDs,
 		StopSignal: c.StopSignal, StopTimeout: millis(c.StopMillis), Isolation: c.Isolation,
@@ -37,7 +36,7 @@ func Spec(ctx context.Context, i instance.Identity, c release.Component, secrets
 		s.Scratches = append(s.Scratches, runtime.Scratch{Path: m.Path, SizeBytes: m.SizeBytes, Mode: m.Mode})
 	}
 	for _, v := range c.Volumes {
-		s.Volumes = append(s.Volumes, runtime.Volume{Env: string(i.Env), Component: string(i.Component), Name: string(v.Name), Path: v.Path})
+		s.Volumes = append(s.Volumes, runtime.Volume{Env: string(i.Env), Component: string(i.Component), Name: string(v.Name), Path: v.Path, Version: i.Volumes[v.Name]})
 	}
 	var err error
 	if s.Files, err = files(ctx, i.Env, c, secrets); err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/invarhq/invar/deploy"
 	"github.com/invarhq/invar/state"
 )
 
@@ -35,7 +36,7 @@ func (s *Server) destroyVolumes(ctx context.Context) error {
 }
 
 func due(env state.Environment) bool {
-	return env.VolumesDue && env.Destroyed() && len(env.Instances) == 0
+	return env.VolumesDue && env.Destroyed() && len(env.Instances) == 0 && len(deploy.Copies(env.Environment)) == 0
 }
 
 // destroyVolumesOf deletes, then records: a crash in between deletes nothing a second time.

@@ -10,6 +10,7 @@ import (
 
 	"github.com/hashicorp/go-memdb"
 
+	"github.com/invarhq/invar/deploy"
 	"github.com/invarhq/invar/digest"
 	"github.com/invarhq/invar/fault"
 	"github.com/invarhq/invar/platform"
@@ -48,6 +49,8 @@ type ChangeRequest struct {
 	ExpiresAt  time.Time     `json:"expires_at,omitzero"`  // unset: it waits for good
 	Definition digest.Digest `json:"definition,omitempty"` // release of the platform whose rules are in force
 	Fork       *ForkOf       `json:"fork,omitempty"`       // of a fork: of what, and with what of its own
+
+	Restore []deploy.Restore `json:"restore,omitempty"` // of a rollback: as in change.rollback
 }
 
 // ChangeApprove is a signed approval. The entry's signature is over Statement, in the namespace of its meaning.
@@ -133,14 +136,18 @@ func (c ChangeRequest) check(e Entry) error {
 	err := errors.Join(somewhere(e), c.Change.check(), spec.CheckName(string(c.App)), required(c.Plan), optional(c.Definition))
 	switch c.Move {
 	case MovedByFork:
-		if c.Fork == nil {
-			return errors.New("a fork of nothing")
+		if c.Fork == nil || c.Restore != nil {
+			return errors.New("a fork of nothing, or of what it restores")
 		}
 		return errors.Join(err, c.Fork.check(), required(c.Release, c.Bundle))
 	}
 	if c.Fork != nil {
 		return fmt.Errorf("move %q is no fork", c.Move)
 	}
+	if c.Move != MovedByRollback && c.Restore != nil {
+		return fmt.Errorf("move %q restores no volumes", c.Move)
+	}
+	err = errors.Join(err, checkRestores(c.Restore, ""))
 	switch c.Move {
 	case MovedByApply, MovedByRollback:
 		return errors.Join(err, required(c.Release, c.Bundle))
@@ -462,7 +469,8 @@ func (f *fold) carriedOut(e Entry, n ChangeNumber, g Generation) error {
 		if err != nil {
 			return err
 		}
-		if c.Base != g.Number-1 || c.Move != g.Kind || c.Release != g.Release || c.Plan != g.Plan && g.Plan != "" || !c.Fork.same(g.Fork) || c.To != g.To || c.Volumes != g.Volumes {
+		if c.Base != g.Number-1 || c.Move != g.Kind || c.Release != g.Release || c.Plan != g.Plan && g.Plan != "" || !c.Fork.same(g.Fork) || c.To != g.To || c.Volumes != g.Volumes ||
+			g.Kind != MovedByFork && !slices.Equal(c.Restore, g.Restore) {
 			return fault.Errorf(fault.Conflict, "change %d is another move than this", n)
 		}
 		c.Status, c.ClosedBy, c.ClosedAt, c.Applied = ChangeApplied, e.Actor, e.Time, g.Number

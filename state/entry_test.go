@@ -44,7 +44,7 @@ func samples() []state.Entry {
 		state.SessionEnd{Session: "abcdefghabcd", Instance: "web-aaaaaaaaaa", How: state.SessionExited, ExitCode: 1, Encrypted: true, Detail: "because"},
 	}
 	for _, k := range state.Kinds() {
-		if s, ok := k.Fields().(state.Step); ok && s.Kind != deploy.Drifted && s.Kind != deploy.Settled {
+		if s, ok := k.Fields().(state.Step); ok && s.Kind != deploy.Drifted && s.Kind != deploy.Settled && !strings.HasPrefix(string(s.Kind), "volume.") {
 			s.Instance = &instance.Identity{ID: "web-aaaaaaaaaa", Env: "prod", Component: "web", Digest: d, Release: d, Generation: 1}
 			s.Shares = []deploy.Share{{Version: d, Percent: 100}}
 			s.Cause = "because"
@@ -90,6 +90,7 @@ func samples() []state.Entry {
 		Kind: deploy.Settled, ID: "web-aaaaaaaaaa", Resolution: deploy.Replaced, Keys: []string{"limit processes"},
 		Successors: []instance.ID{"web-bbbbbbbbbb"}, OpenMillis: 4125,
 	}})
+	datas = append(datas, volumes(d)...)
 	w := newWorld()
 	var out []state.Entry
 	for _, data := range datas {
@@ -119,6 +120,79 @@ func samples() []state.Entry {
 		out = append(out, e)
 	}
 	return out
+}
+
+// volumes has an entry of every kind that is about a volume.
+func volumes(d digest.Digest) []state.Data {
+	to := deploy.Place{Snapshot: 3}
+	of := func(k deploy.Kind, c deploy.Copy, cause string) state.Data {
+		c.Component, c.Volume, c.To = "db", "data", to
+		return state.Step{Step: deploy.Step{Kind: k, Copy: &c, Cause: cause}}
+	}
+	return []state.Data{
+		of(deploy.Copying, deploy.Copy{From: &deploy.Place{Version: 1}, Generation: 2}, ""),
+		of(deploy.Copied, deploy.Copy{From: &deploy.Place{Env: "prod", Version: 1}, Live: true, Content: &deploy.Content{Bytes: 4096, Files: 2, Digest: d, Changed: 1}}, ""),
+		of(deploy.CopyFailed, deploy.Copy{From: &deploy.Place{Version: 1}, Generation: 2}, "no space left on device"),
+		of(deploy.Switch, deploy.Copy{}, ""),
+		state.VolumeDelete{Component: "db", Volume: "data", Snapshot: 3},
+		of(deploy.Deleted, deploy.Copy{}, ""),
+	}
+}
+
+// What asks for other data in a volume is spelled so, and what does not has no more bytes than before there was such a thing.
+func TestRestoresArePinned(t *testing.T) {
+	restore := []deploy.Restore{{Component: "db", Volume: "data", From: deploy.Place{Snapshot: 3}}}
+	live := []deploy.Restore{{Component: "db", Volume: "data", From: deploy.Place{Env: "prod", Version: 2}, Live: true}}
+	for _, e := range samples() {
+		var want string
+		switch d := e.Data.(type) {
+		case state.Rollback:
+			d.Restore, want = restore, `"restore":[{"component":"db","from":{"snapshot":3},"volume":"data"}]`
+			e.Data = d
+		case state.ChangeRequest:
+			d.Move, d.To, d.Restore, want = state.MovedByRollback, 1, restore, `"restore":[{"component":"db","from":{"snapshot":3},"volume":"data"}]`
+			e.Data = d
+		case state.Fork:
+			d.Restore, want = live, `"restore":[{"component":"db","from":{"env":"prod","version":2},"live":true,"volume":"data"}]`
+			e.Data = d
+		default:
+			continue
+		}
+		b, err := state.Encode(e)
+		if err != nil || !strings.Contains(string(b), want) {
+			t.Errorf("%s: %s, %v; want it to have %s", e.Kind(), b, err, want)
+		}
+		if back, err := state.Decode(b); err != nil || !reflect.DeepEqual(back.Data, e.Data) {
+			t.Errorf("%s: read back as %+v, %v", e.Kind(), back.Data, err)
+		}
+	}
+}
+
+// What can't be restored is refused before it is written.
+func TestRestoresAreChecked(t *testing.T) {
+	place := func(env spec.EnvName, version, snapshot int) deploy.Place {
+		return deploy.Place{Env: env, Version: version, Snapshot: snapshot}
+	}
+	for name, list := range map[string][]deploy.Restore{
+		"another environment": {{Component: "db", Volume: "data", From: place("prod", 1, 0)}},
+		"no place":            {{Component: "db", Volume: "data"}},
+		"two places":          {{Component: "db", Volume: "data", From: place("", 1, 1)}},
+		"a live snapshot":     {{Component: "db", Volume: "data", From: place("", 0, 1), Live: true}},
+		"no name":             {{Component: "db", Volume: "..", From: place("", 0, 1)}},
+		"one twice":           {{Component: "db", Volume: "data", From: place("", 0, 1)}, {Component: "db", Volume: "data", From: place("", 0, 2)}},
+	} {
+		for _, e := range samples() {
+			d, ok := e.Data.(state.Rollback)
+			if !ok {
+				continue
+			}
+			d.Restore = list
+			e.Data = d
+			if _, err := state.Encode(e); !errors.Is(err, fault.Invalid) {
+				t.Errorf("%s: %v, want invalid", name, err)
+			}
+		}
+	}
 }
 
 func TestEntriesOfEveryKindReadBack(t *testing.T) {

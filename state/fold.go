@@ -107,6 +107,8 @@ func (f *fold) apply(entries []Entry) error {
 		return f.destroy(e, d)
 	case Fork:
 		return f.fork(e, d)
+	case VolumeDelete:
+		return f.volumeDelete(e, d)
 	case VolumeDestroy:
 		return f.volumesDestroyed(e, d)
 	case Step:
@@ -206,6 +208,10 @@ func (f *fold) move(e Entry, g Generation, base int, how Governed) error {
 	if err != nil {
 		return err
 	}
+	restores, err := f.restores(env, g.Restore, record)
+	if err != nil {
+		return err
+	}
 	if err := f.carriedOut(e, how.Change, g); err != nil {
 		return err
 	}
@@ -228,7 +234,7 @@ func (f *fold) move(e Entry, g Generation, base int, how Governed) error {
 	}
 	env.App = g.App
 	env.Volumes = env.Volumes || hasVolumes(record)
-	env.Environment = env.SetHead(deploy.Generation{Number: g.Number, Release: g.Release, Record: record}, e.Time)
+	env.Environment = env.SetHead(deploy.Generation{Number: g.Number, Release: g.Release, Record: record, Restores: restores}, e.Time)
 	f.newHead(e, env, g)
 	return nil
 }
@@ -292,7 +298,7 @@ func (f *fold) rollback(e Entry, d Rollback) error {
 	if target == nil || target.Release != d.Release || target.Bundle != d.Bundle || target.App != d.App || target.Release == "" {
 		return fault.Errorf(fault.Conflict, "generation %d of environment %s had not release %s", d.To, e.Env, d.Release)
 	}
-	return f.move(e, Generation{Number: d.Generation, Kind: MovedByRollback, App: d.App, Release: d.Release, Bundle: d.Bundle, To: d.To}, d.Base, d.Governed)
+	return f.move(e, Generation{Number: d.Generation, Kind: MovedByRollback, App: d.App, Release: d.Release, Bundle: d.Bundle, To: d.To, Restore: d.Restore}, d.Base, d.Governed)
 }
 
 func (f *fold) destroy(e Entry, d Destroy) error {
@@ -310,9 +316,10 @@ func (f *fold) destroy(e Entry, d Destroy) error {
 
 func (f *fold) volumesDestroyed(e Entry, d VolumeDestroy) error {
 	env := f.environment(e.Env)
-	if !env.VolumesDue || !env.Destroyed() || len(env.Instances) > 0 || env.Head.Number != d.Generation {
+	if !env.VolumesDue || !env.Destroyed() || len(env.Instances) > 0 || len(deploy.Copies(env.Environment)) > 0 || env.Head.Number != d.Generation {
 		return fault.Errorf(fault.Conflict, "the volumes of environment %s are not to be destroyed now", e.Env)
 	}
+	env.Environment = env.Forget()
 	env.Volumes, env.VolumesDue, env.Entry = false, false, f.log.Size
 	f.put(tableEnvironments, &env)
 	return nil

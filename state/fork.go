@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/invarhq/invar/deploy"
 	"github.com/invarhq/invar/digest"
 	"github.com/invarhq/invar/fault"
 	"github.com/invarhq/invar/release"
@@ -20,9 +21,11 @@ type ForkOf struct {
 	Of             spec.EnvName `json:"of"`                        // environment that the release was evaluated for: From, unless that is a fork itself
 	Domain         string       `json:"domain"`                    // routes are at ROUTE.ENV.DOMAIN
 	Secrets        release.Pins `json:"secrets,omitempty"`         // versions of this environment's secrets that take the place of the release's
-	Snapshot       bool         `json:"snapshot,omitempty"`        // its volumes began as copies of From's; unset: empty
+	Snapshot       bool         `json:"snapshot,omitempty"`        // reserved: no server ever wrote it
 	TTLMS          int64        `json:"ttl_ms"`                    // it is destroyed so many milliseconds after the head moved
 	Owner          string       `json:"owner"`                     // who asked for it
+
+	Restore []deploy.Restore `json:"restore,omitempty"` // volumes that begin as copies of From's, by name; others begin empty
 }
 
 // Fork moves the head to a release that was evaluated for another environment. The entry's body is the plan.
@@ -69,7 +72,7 @@ func (d ForkOf) check() error {
 	case d.Domain == "" || d.Owner == "":
 		return errors.New("want a domain and an owner")
 	}
-	errs := []error{spec.CheckName(string(d.From)), spec.CheckName(string(d.Of))}
+	errs := []error{spec.CheckName(string(d.From)), spec.CheckName(string(d.Of)), checkRestores(d.Restore, d.From)}
 	for name, version := range d.Secrets {
 		errs = append(errs, spec.CheckName(name), required(version))
 	}
@@ -82,7 +85,7 @@ func (d *ForkOf) same(g *Forked) bool {
 		return d == nil && g == nil
 	}
 	a, b := *d, g.ForkOf
-	equal := maps.Equal(a.Secrets, b.Secrets)
+	equal := maps.Equal(a.Secrets, b.Secrets) && slices.Equal(a.Restore, b.Restore)
 	a.Secrets, b.Secrets = nil, nil
 	return equal && a.From == b.From && a.FromGeneration == b.FromGeneration && a.Of == b.Of && a.Domain == b.Domain && a.Snapshot == b.Snapshot &&
 		a.TTLMS == b.TTLMS && a.Owner == b.Owner
@@ -118,7 +121,7 @@ func (e Environment) becomes(g Generation) error {
 		return destroyFirst(fault.Errorf(fault.Conflict, "environment %s runs app %s, and is no fork", e.Name, e.App))
 	case e.Live() && (e.Fork.From != g.Fork.From || e.Fork.Of != g.Fork.Of || e.Fork.Domain != g.Fork.Domain):
 		return destroyFirst(fault.Errorf(fault.Conflict, "environment %s is a fork of %s, not of %s", e.Name, e.Fork.From, g.Fork.From))
-	case e.Live() && g.Fork.Snapshot:
+	case e.Live() && len(g.Fork.Restore) > 0:
 		return destroyFirst(fault.Errorf(fault.Conflict, "environment %s is a fork already: its volumes can't begin anew", e.Name))
 	case !e.Live() && e.Volumes:
 		return fault.WithHint(fault.Errorf(fault.Conflict, "environment %s still has the volumes of app %s", e.Name, e.App),
@@ -143,7 +146,7 @@ func (f *fold) fork(e Entry, d Fork) error {
 			return fault.Errorf(fault.Conflict, "generation %d of environment %s had not release %s", d.FromGeneration, d.From, d.Release)
 		}
 	}
-	return f.move(e, Generation{Number: d.Generation, Kind: MovedByFork, App: d.App, Release: d.Release, Bundle: d.Bundle, Plan: d.Plan,
+	return f.move(e, Generation{Number: d.Generation, Kind: MovedByFork, App: d.App, Release: d.Release, Bundle: d.Bundle, Plan: d.Plan, Restore: d.Restore,
 		Fork: &Forked{d.ForkOf, d.ExpiresAt}}, d.Base, d.Governed)
 }
 

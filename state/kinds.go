@@ -92,6 +92,12 @@ var kinds = []KindInfo{
 	{KindErasureApprove, "An erasure is agreed to, by a signature.", false, of[ErasureApprove]()},
 	{KindErasure, "Content is about to be deleted, as was asked and agreed.", false, of[Erasure]()},
 	{KindVerify, "What runs was measured, and compared with the release.", true, of[Verify]()},
+	{Kind(deploy.Copying), "A volume is about to be copied: to a snapshot, before a change; or to a new version, from what was kept or from another environment.", true, step(deploy.Copying)},
+	{Kind(deploy.Copied), "Such a copy is complete.", true, step(deploy.Copied)},
+	{Kind(deploy.CopyFailed), "Such a copy failed, or was given up because the head has no use for it any more; nothing is left of it.", true, step(deploy.CopyFailed)},
+	{Kind(deploy.Switch), "From now on instances get another version of a volume; the one before stays as it was left.", true, step(deploy.Switch)},
+	{KindVolumeDelete, "Somebody asked for the deletion of a version or a snapshot of a volume, and it is about to be deleted.", true, of[VolumeDelete]()},
+	{Kind(deploy.Deleted), "A version or a snapshot of a volume has been deleted, as volume.delete asked, or what there was of a copy that failed.", true, step(deploy.Deleted)},
 	{KindWitnessAlarm, "A witness knows the ledger otherwise than it is.", false, of[WitnessAlarm]()},
 	{KindHostDrift, "The machine was looked at beside the instances, and something is not as it should be.", false, of[HostDrift]()},
 	{KindHostResolved, "What was found on the machine is over.", false, of[HostResolved]()},
@@ -218,6 +224,8 @@ type Rollback struct {
 	To         int           `json:"to"`
 	Release    digest.Digest `json:"release"`
 	Bundle     digest.Digest `json:"bundle"`
+
+	Restore []deploy.Restore `json:"restore,omitempty"` // volumes that get the data that To left, by name; unset: data stay
 	Governed
 }
 
@@ -322,7 +330,7 @@ func (r Rollback) check(e Entry) error {
 	if r.To < 1 || r.To >= r.Generation {
 		return fmt.Errorf("generation %d can't go back to %d", r.Generation, r.To)
 	}
-	return errors.Join(somewhere(e), checkMove(r.App, r.Generation, r.Base), r.Governed.check(), required(r.Release, r.Bundle))
+	return errors.Join(somewhere(e), checkMove(r.App, r.Generation, r.Base), r.Governed.check(), required(r.Release, r.Bundle), checkRestores(r.Restore, ""))
 }
 
 func (d Destroy) check(e Entry) error {

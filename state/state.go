@@ -72,16 +72,19 @@ const (
 
 // Generation is one head that an environment has or had, and how it came to be.
 type Generation struct {
-	Env     spec.EnvName   `json:"env"`
-	Number  int            `json:"number"`
-	Kind    MoveKind       `json:"kind"`
-	App     spec.AppName   `json:"app"`
-	Release digest.Digest  `json:"release,omitempty"` // "": destroyed
-	Bundle  digest.Digest  `json:"bundle,omitempty"`
-	Plan    digest.Digest  `json:"plan,omitempty"` // of an apply
-	To      int            `json:"to,omitempty"`   // of a rollback: the generation that it went back to
-	Change  EntryID        `json:"change"`         // the entry that moved the head
-	Entry   int64          `json:"entry"`          // its index
+	Env     spec.EnvName  `json:"env"`
+	Number  int           `json:"number"`
+	Kind    MoveKind      `json:"kind"`
+	App     spec.AppName  `json:"app"`
+	Release digest.Digest `json:"release,omitempty"` // "": destroyed
+	Bundle  digest.Digest `json:"bundle,omitempty"`
+	Plan    digest.Digest `json:"plan,omitempty"` // of an apply
+	To      int           `json:"to,omitempty"`   // of a rollback: the generation that it went back to
+
+	Restore []deploy.Restore `json:"restore,omitempty"` // volumes that were to get other data
+
+	Change  EntryID        `json:"change"` // the entry that moved the head
+	Entry   int64          `json:"entry"`  // its index
 	Actor   Actor          `json:"actor"`
 	Reason  string         `json:"reason,omitempty"`
 	At      time.Time      `json:"at"`

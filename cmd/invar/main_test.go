@@ -68,6 +68,7 @@ func TestScript(t *testing.T) {
 			e.Setenv("PATH", filepath.Dir(binary)+":"+os.Getenv("PATH"))
 			e.Setenv("EXAMPLES", absolute("../../examples"))
 			e.Setenv("PROBE", absolute("testdata/probe"))
+			e.Setenv("NOTEBOOK", absolute("testdata/notebook"))
 			e.Setenv("INVAR_CACHE", filepath.Join(filepath.Dir(binary), "cache"))
 			e.Setenv("NO_COLOR", "1")
 			for _, v := range []string{"HOME", "GOCACHE", "GOMODCACHE", "GOPATH", "GOPROXY", "GOFLAGS", "GONOSUMDB", "GOSUMDB", "GOTOOLCHAIN", "XDG_CACHE_HOME"} {
