@@ -127,15 +127,11 @@ func (n *inspector) look(ctx context.Context, q runtime.Question) ([]instance.Fi
 	return drift.Compare(x.Want, x.Got), true
 }
 
-// dueContent reports whether it is time to read all of a root: one at a time, each once in a while.
+// dueContent reports whether it is time to read all of a root: one at a time, each once in a while. One that this server has not read is
+// due: what an earlier one knew of it may have been changed while none ran.
 func (n *inspector) dueContent(root digest.Digest) bool {
 	now := time.Now()
-	last, known := n.read[root]
-	if !known {
-		n.read[root] = now // it was read when it was mounted, or is when its turn comes
-		return false
-	}
-	if now.Sub(last) < contentEvery || now.Sub(n.lastRead) < contentPause {
+	if last, known := n.read[root]; known && now.Sub(last) < contentEvery || now.Sub(n.lastRead) < contentPause {
 		return false
 	}
 	n.read[root], n.lastRead = now, now

@@ -3,11 +3,13 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/invarhq/invar/deploy"
+	"github.com/invarhq/invar/runtime/local/tampering"
 )
 
 // An app whose programs have children and ask by UDP, and one component that the kernel kills for want of memory over and over.
@@ -84,6 +86,36 @@ func TestNothingIsFoundWhereNothingWasTampered(t *testing.T) {
 	load.end()
 	for _, said := range book.drift() {
 		t.Error(said)
+	}
+	m.sound()
+	m.stop()
+}
+
+// TestWhatIsAdmittedIsNotFound keeps docs/security.md honest, in both directions: what it says that root on the machine can do unseen is
+// done, and is not found. What is found one day is to move from there to docs/drift.md.
+func TestWhatIsAdmittedIsNotFound(t *testing.T) {
+	doc, err := os.ReadFile("../../docs/security.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := newLanes(t, []lane{{name: "lane"}})
+	m.serve()
+	m.apply()
+	book := m.follow()
+	for _, k := range tampering.Unseen() {
+		if !strings.Contains(string(doc), k.Name) {
+			t.Errorf("docs/security.md does not admit: %s", k.Name)
+		}
+		undo, err := k.Do(m.target(m.environment().Instances[0]))
+		if err != nil {
+			t.Errorf("%s: %v", k.Name, err)
+			continue
+		}
+		defer undo()
+	}
+	time.Sleep(foundWithin)
+	for _, said := range book.drift() {
+		t.Errorf("this is found, which docs/security.md denies: %s", said)
 	}
 	m.sound()
 	m.stop()
