@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -212,7 +213,15 @@ func (d *daemon) detectBeside(ctx context.Context, log *logbook) ([]sample, erro
 	var took []sample
 	for _, k := range tampering.Beside() {
 		time.Sleep(rand.N(time.Second))
-		one, err := log.found(ctx, k, tampering.Target{Run: d.runDir(), Data: d.data})
+		env, err := d.client.Environment(ctx, benchEnv) // what was tampered with is being replaced
+		if err != nil {
+			return nil, err
+		}
+		like := slices.IndexFunc(env.Instances, func(i api.Instance) bool { return i.Health == "passing" && i.Tainted == nil })
+		if like < 0 {
+			return nil, errors.New("no instance is healthy")
+		}
+		one, err := log.found(ctx, k, d.target(env.Instances[like]))
 		if err != nil {
 			return nil, err
 		}
@@ -286,11 +295,15 @@ func (l *logbook) found(ctx context.Context, k tampering.Kind, t tampering.Targe
 	defer undo()
 	ctx, cancel := context.WithTimeout(ctx, detectGiven)
 	defer cancel()
+	about := t.ID
+	if k.Shows.Entry == "host.drift" {
+		about = "" // such an entry is about no instance
+	}
 	for {
 		l.mu.Lock()
 		grown := l.grown
 		for n := from; n < len(l.entries); n++ {
-			if id, ok := k.Shows.In(l.entries[n].Kind, l.entries[n].Data); ok && id == t.ID {
+			if id, ok := k.Shows.In(l.entries[n].Kind, l.entries[n].Data); ok && id == about {
 				at := l.seen[n]
 				l.mu.Unlock()
 				return at.Sub(began), nil

@@ -370,12 +370,16 @@ func besideInstances(m *machine, book *book, load *load) error {
 		}
 		seen := book.size()
 		began := time.Now()
-		undo, err := k.Do(tampering.Target{Run: m.host.run, Data: m.host.data})
+		undo, err := k.Do(m.target(m.environment().Instances[0]))
 		if err != nil {
 			return fmt.Errorf("%s: %w", k.Name, err)
 		}
 		var e, over api.Entry
 		found := within(2*foundWithin, func() (ok bool) { e, ok = book.next(seen, "", k.Shows); return ok })
+		if k.Alert {
+			undo()
+			undo = func() {}
+		}
 		healed := found && within(healedWithin, func() (ok bool) {
 			over, ok = book.next(e.Index, "", tampering.Evidence{Entry: "host.resolved"})
 			return ok

@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/invarhq/invar/digest"
 	"github.com/invarhq/invar/instance"
@@ -42,6 +43,8 @@ type Kind struct {
 
 	// Wide says that it hits every instance that runs on the same root, not the target alone.
 	Wide bool
+	// Alert says that it is told and left alone.
+	Alert bool
 	// Diverts says that requests reach the intruder until it is found and healed.
 	Diverts bool
 	// Unwatched says that the instance is ended and started again, which a server that runs would see at once, and replace: it is done
@@ -112,11 +115,17 @@ func Kinds() []Kind {
 	}
 }
 
-// Beside returns every kind of tampering with what a server has beside its instances, and that is found. Of the target, they need no instance.
+// Beside returns every kind of tampering with what a server has beside its instances, and that is found. The target is an instance that
+// serves as a pattern, and is left alone.
 func Beside() []Kind {
-	return []Kind{
-		{Name: "another route table put in force", Do: ForeignTable, Shows: odd("table", "in force"), Diverts: true},
+	all := []Kind{{Name: "another route table put in force", Do: ForeignTable, Shows: odd("table", "in force"), Diverts: true}}
+	for _, s := range Strays() {
+		do := func(t Target) (func(), error) {
+			return s.Do(t, "by-hand-"+strconv.FormatInt(time.Now().UnixNano(), 36))
+		}
+		all = append(all, Kind{Name: s.Name, Do: do, Shows: odd("stray", s.Field), Alert: !s.Ended})
 	}
+	return all
 }
 
 // Named returns the kind of that name. It panics when there is none: the program's text is wrong then.
