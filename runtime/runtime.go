@@ -116,7 +116,8 @@ type Size struct{ Rows, Cols uint16 }
 // Question says what an instance should be.
 type Question struct {
 	Spec      Spec     // as its release says, without the values of secrets
-	Listeners []string // "ADDRESS:PORT", beside the Ports, where something may listen in its network
+	Listeners []string // "ADDRESS:PORT", beside the Ports, where the gateway may listen in its network
+	Opened    bool     // the gateway said that it opened the Listeners: they must be there
 	Content   bool     // hash the root as well, all of it
 }
 

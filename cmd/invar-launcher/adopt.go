@@ -52,9 +52,11 @@ func (l *launcher) adoptOne(id string) {
 
 func (l *launcher) load(id string) (*record, error) {
 	r := l.newRecord(id, wire.Create{})
-	if err := readJSON(filepath.Join(r.bundle(), "launcher.json"), &r.create); err != nil {
+	var k kept
+	if err := readJSON(filepath.Join(r.bundle(), "launcher.json"), &k); err != nil {
 		return nil, err
 	}
+	r.create, r.told = k.Create, k.Told
 	var err error
 	if r.create.Runtime != "" {
 		r.engine, err = loadFromCommand(r)
@@ -72,7 +74,7 @@ func (l *launcher) load(id string) (*record, error) {
 	if !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
-	r.status = wire.Status{ID: id, Attempt: r.create.Attempt, State: wire.Created, PID: r.engine.pid(), StartedAt: r.startedAt()}
+	r.status = wire.Status{ID: id, Attempt: r.create.Attempt, Told: r.told, State: wire.Created, PID: r.engine.pid(), StartedAt: r.startedAt()}
 	if !r.status.StartedAt.IsZero() {
 		r.status.State = wire.Running
 	}

@@ -40,6 +40,7 @@ type record struct {
 	id       string
 	dir      string // the instance's
 	create   wire.Create
+	told     string // names the OCI configuration that create had, whatever config.json says by now
 
 	act    sync.Mutex // held by create, start and remove: one at a time
 	engine engine     // set before the record has a state
@@ -51,7 +52,7 @@ type record struct {
 }
 
 func (l *launcher) newRecord(id string, c wire.Create) *record {
-	return &record{launcher: l, id: id, dir: filepath.Join(l.dir, "instances", id), create: c, gone: make(chan struct{})}
+	return &record{launcher: l, id: id, dir: filepath.Join(l.dir, "instances", id), create: c, told: wire.Told(c.OCI), gone: make(chan struct{})}
 }
 
 func (r *record) snapshot() wire.Status {
@@ -126,7 +127,7 @@ func (r *record) make() (err error) {
 		return err
 	}
 	r.set(func(s *wire.Status) {
-		*s = wire.Status{ID: r.id, Attempt: r.create.Attempt, State: wire.Created, PID: r.engine.pid()}
+		*s = wire.Status{ID: r.id, Attempt: r.create.Attempt, Told: r.told, State: wire.Created, PID: r.engine.pid()}
 	})
 	return nil
 }
@@ -140,9 +141,15 @@ func (r *record) writeBundle() error {
 	if err := os.WriteFile(filepath.Join(r.bundle(), "config.json"), r.create.OCI, 0o600); err != nil {
 		return err
 	}
-	kept := r.create
-	kept.OCI = json.RawMessage("null")
-	return writeJSON(filepath.Join(r.bundle(), "launcher.json"), kept)
+	k := kept{r.create, r.told}
+	k.OCI = json.RawMessage("null")
+	return writeJSON(filepath.Join(r.bundle(), "launcher.json"), k)
+}
+
+// kept is what a later launcher must know of a creation; the OCI configuration lies beside it.
+type kept struct {
+	wire.Create
+	Told string `json:"told"`
 }
 
 // start lets the process go.

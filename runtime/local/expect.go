@@ -20,11 +20,14 @@ type expectation struct {
 
 	told    []drift.Fact // of the launcher's record
 	files   []drift.Fact // of the given files
-	running []drift.Fact // of the process, its limits, rights, namespaces, mounts and sockets
+	rights  []drift.Fact // of every process, by lines of /proc/PID/status
+	running []drift.Fact // of the first process, its limits, rights, namespaces, mounts and sockets
 
 	machine map[string]string         // the namespaces that it should not be in, by kind
 	volumes map[string]runtime.Volume // by where they are mounted
 	masked  map[string]bool           // paths that it does not see
+
+	scratches []string // where they are mounted
 }
 
 // expect works out what an instance should be. The root is mounted at a directory.
@@ -117,15 +120,23 @@ func (e *expectation) expectStatus(h *Host) {
 		groups[n] = strconv.Itoa(h.features.hostID(g))
 	}
 	slices.Sort(groups)
+	must := func(line, value string) {
+		e.rights = append(e.rights, drift.Fact{Field: line, Value: value})
+	}
+	must("Uid", four(e.who.uid))
+	must("Gid", four(e.who.gid))
+	must("NoNewPrivs", "1")
 	e.add(drift.User, "uids", four(e.who.uid))
 	e.add(drift.User, "gids", four(e.who.gid))
 	e.add(drift.User, "groups", "["+strings.Join(groups, " ")+"]")
 	for _, set := range capabilitySets {
 		e.add(drift.Capability, set, "0000000000000000")
+		must(set, "0000000000000000")
 	}
 	e.add(drift.Confine, "no_new_privs", "1")
 	if h.features.Seccomp.OK {
 		e.add(drift.Confine, "seccomp mode", "2")
+		must("Seccomp", "2")
 	}
 	e.add(drift.Process, "traced by", "0")
 }
@@ -152,7 +163,7 @@ func (e *expectation) expectNamespaces(h *Host) error {
 // expectMounts notes what should be mounted.
 func (e *expectation) expectMounts(h *Host, s runtime.Spec) {
 	at := func(place, value string) { e.add(drift.Mount, place, value) }
-	root := "the root of the release ro"
+	root := theRoot + "ro"
 	if h.features.userNamespaces() { // there, what the mount forbids stays forbidden
 		root += ",nosuid,nodev"
 	}
@@ -169,12 +180,14 @@ func (e *expectation) expectMounts(h *Host, s runtime.Spec) {
 		at(e.place(f.Path), fmt.Sprintf("file /instances/%s/files/%d ro,nosuid,nodev,noexec", s.Identity.ID, n))
 	}
 	for _, t := range s.Scratches {
-		at(e.place(t.Path), "tmpfs nosuid,nodev,noexec")
+		place := e.place(t.Path)
+		e.scratches = append(e.scratches, place)
+		at(place, "tmpfs nosuid,nodev,noexec")
 	}
 	for _, v := range s.Volumes {
 		place := e.place(v.Path)
 		e.volumes[place] = v
-		at(place, "volume "+string(v.Name)+" nosuid,nodev")
+		at(place, aVolume+string(v.Name)+" nosuid,nodev")
 	}
 	l := h.ociLinux(s, "")
 	for _, p := range l.ReadonlyPaths {

@@ -22,6 +22,7 @@ import (
 	"github.com/invarhq/invar/fault"
 	"github.com/invarhq/invar/instance"
 	"github.com/invarhq/invar/runtime"
+	"github.com/invarhq/invar/runtime/local/wire"
 )
 
 // An inspection takes what an instance should be from the question alone (expectation), and what it is from the kernel (/proc, cgroups,
@@ -50,7 +51,7 @@ func (h *Host) Inspect(_ context.Context, q runtime.Question) (runtime.Inspectio
 	var seen instance.Observation
 	var of incarnation
 	if ok {
-		seen, of = i.seen, incarnation{i.attempt, i.seen.PID}
+		seen, of = i.seen, incarnation{i.attempt, i.told, i.seen.PID}
 	}
 	h.mu.Unlock()
 	switch {
@@ -107,7 +108,7 @@ func (x *inspection) look(of incarnation) error {
 		return nil
 	}
 	x.want = append(x.want, x.e.running...)
-	for _, look := range []func() error{x.lookAtLimits, x.lookAtStatus, x.lookAtNamespaces, x.lookAtMounts, x.lookAtSockets} {
+	for _, look := range []func() error{x.lookAtLimits, x.lookAtStatus, x.lookAtNamespaces, x.lookAtMounts, x.lookAtProcesses, x.lookAtScratches, x.lookAtSockets} {
 		if err := look(); err != nil {
 			return err
 		}
@@ -143,10 +144,10 @@ func (x *inspection) lookAtRoot() (mounted bool) {
 // lookAtRecord reads what the launcher was told.
 func (x *inspection) lookAtRecord() {
 	at := filepath.Join(x.h.dir(x.q.Spec.Identity.ID), "oci", "config.json")
-	x.want, x.got = append(x.want, x.e.told...), append(x.got, x.m.file(at, false, x.buf, tellRecord)...)
+	x.want, x.got = append(x.want, x.e.told...), append(x.got, x.m.file(at, false, x.buf, x.tellRecord)...)
 }
 
-func tellRecord(_ unix.Stat_t, content []byte, err error) []drift.Fact {
+func (x *inspection) tellRecord(_ unix.Stat_t, content []byte, err error) []drift.Fact {
 	var told specs.Spec
 	if err == nil {
 		err = json.Unmarshal(content, &told)
@@ -154,7 +155,11 @@ func tellRecord(_ unix.Stat_t, content []byte, err error) []drift.Fact {
 	if err != nil || told.Process == nil || told.Root == nil {
 		return []drift.Fact{{Kind: drift.Process, Field: "record", Value: "none that can be read"}}
 	}
-	return recordFacts(told.Process, told.Root.Path)
+	facts := recordFacts(told.Process, told.Root.Path)
+	if said := x.m.of.told; said != "" && said != wire.Told(content) { // "": the record of an earlier version
+		facts[0].Value = "not what the launcher says that it was told"
+	}
+	return facts
 }
 
 // recordFacts tells a record that can be read.
@@ -408,25 +413,76 @@ func (x *inspection) lookAtOwners(namespace string) error {
 	return nil
 }
 
-// lookAtSockets finds sockets that wait where nothing should. What is declared need not wait: its health check says that.
+// byGateway is what should be said of a listener that the gateway has in an instance.
+const byGateway = "listening, by the gateway"
+
+// lookAtSockets finds sockets that wait where nothing should, and misses those of the gateway. What is declared need not wait: its health
+// check says that.
 func (x *inspection) lookAtSockets() error {
 	list, err := x.sockets()
 	if err != nil {
 		return err
 	}
-	found := map[string]bool{}
-	for _, w := range list {
-		declared := slices.Contains(x.q.Spec.Ports, int(w.at.Port()))
-		client := w.network == "udp" && ephemeral(w.at.Port())
-		ours := w.network == "tcp" && slices.Contains(x.q.Listeners, w.at.String())
-		if !declared && !client && !ours {
-			found[w.String()] = true
+	ours := map[string]bool{}
+	for _, at := range x.q.Listeners {
+		ours["tcp "+at] = true
+		if x.q.Opened {
+			x.want = append(x.want, drift.Fact{Kind: drift.Port, Field: "tcp " + at, Value: byGateway})
 		}
 	}
-	for at := range found {
-		x.find(drift.Port, at, "listening")
+	found := map[string]string{}
+	for _, w := range list {
+		at := w.String()
+		switch {
+		case ours[at]:
+			if by := x.holder(w); x.q.Opened || by != byGateway {
+				found[at] = by
+			}
+		case slices.Contains(x.q.Spec.Ports, int(w.at.Port())), w.network == "udp" && ephemeral(w.at.Port()):
+		default:
+			found[at] = "listening"
+		}
+	}
+	for at, by := range found {
+		x.find(drift.Port, at, by)
 	}
 	return nil
+}
+
+// holder tells who listens where the gateway should. Whether the gateway has the socket is asked once for each: it does not give one away.
+func (x *inspection) holder(w waiting) string {
+	if x.m.gateways[w.cookie] && w.cookie != 0 {
+		return byGateway
+	}
+	if w.uid != uint32(os.Getuid()) {
+		return fmt.Sprintf("listening, by user %d", w.uid)
+	}
+	pids := x.h.companions()
+	if len(pids) == 0 {
+		return byGateway // nobody says who the gateway is
+	}
+	for _, pid := range pids {
+		if holds(pid, w.inode) {
+			x.m.gateways[w.cookie] = true
+			return byGateway
+		}
+	}
+	return "listening, by another process than the gateway"
+}
+
+// holds reports whether a process has a socket open.
+func holds(pid int, inode uint32) bool {
+	dir, err := os.Open("/proc/" + strconv.Itoa(pid) + "/fd")
+	if err != nil {
+		return false
+	}
+	defer dir.Close()
+	names, _ := dir.Readdirnames(-1)
+	socket := fmt.Sprintf("socket:[%d]", inode)
+	return slices.ContainsFunc(names, func(name string) bool {
+		link, _ := os.Readlink(dir.Name() + "/" + name)
+		return link == socket
+	})
 }
 
 func (x *inspection) sockets() ([]waiting, error) {

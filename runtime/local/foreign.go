@@ -245,18 +245,17 @@ func (s *scanner) ours(procs map[int]proc) map[int]bool {
 		ours[pid] = true
 	}
 	for _, p := range procs { // what this server starts: the gateway, before it says so
-		if p.parent == s.self && sameProgram(p.pid) {
+		if p.parent == s.self && sameProgram(strconv.Itoa(p.pid), "self") {
 			ours[p.pid] = true
 		}
 	}
 	return ours
 }
 
-// sameProgram reports whether a process runs the same file as this one.
-func sameProgram(pid int) bool {
-	var own, other unix.Stat_t
-	return unix.Stat("/proc/self/exe", &own) == nil && unix.Stat("/proc/"+strconv.Itoa(pid)+"/exe", &other) == nil &&
-		own.Dev == other.Dev && own.Ino == other.Ino
+// sameProgram reports whether two processes run the same file. "self" is this one.
+func sameProgram(pid, other string) bool {
+	var one, two unix.Stat_t
+	return unix.Stat("/proc/"+pid+"/exe", &one) == nil && unix.Stat("/proc/"+other+"/exe", &two) == nil && one.Dev == two.Dev && one.Ino == two.Ino
 }
 
 // whereIs returns the instances that the process or one of its threads is in, by index, and its cgroups as /proc tells them.

@@ -82,7 +82,7 @@ func TestForeignProcessIsFoundWithinFiveSeconds(t *testing.T) {
 			began := time.Now()
 			cmd := m.outside(args[0], args[1:]...)
 			if c.want == "" {
-				moveTo(t, cmd.Process.Pid, id)
+				m.moveTo(cmd.Process.Pid, id)
 			}
 			f := m.foundWithin(id)
 			t.Logf("found after %v: %v", time.Since(began).Round(time.Millisecond), f)
@@ -100,11 +100,12 @@ func TestForeignProcessIsFoundWithinFiveSeconds(t *testing.T) {
 }
 
 // moveTo puts a process into the instance's cgroup by hand.
-func moveTo(t *testing.T, pid int, id string) {
-	t.Helper()
+func (m *machine) moveTo(pid int, id string) {
+	m.t.Helper()
 	moved := 0
+	group := "/invar-" + filepath.Base(m.host.Run()) + "/" + id // beside this test, others may run
 	filepath.WalkDir("/sys/fs/cgroup", func(path string, e os.DirEntry, err error) error {
-		if err == nil && e.IsDir() && filepath.Base(path) == id && strings.Contains(path, "/invar-") {
+		if err == nil && e.IsDir() && strings.HasSuffix(path, group) {
 			if os.WriteFile(filepath.Join(path, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0) == nil {
 				moved++
 			}
@@ -112,7 +113,7 @@ func moveTo(t *testing.T, pid int, id string) {
 		return nil
 	})
 	if moved == 0 {
-		t.Skip("this machine has no cgroups that a process can be moved to")
+		m.t.Skip("this machine has no cgroups that a process can be moved to")
 	}
 }
 

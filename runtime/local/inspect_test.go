@@ -19,6 +19,7 @@ import (
 	"github.com/invarhq/invar/instance"
 	"github.com/invarhq/invar/runtime"
 	"github.com/invarhq/invar/runtime/local"
+	"github.com/invarhq/invar/runtime/local/tampering"
 )
 
 // findings are what an inspection finds, in words.
@@ -159,6 +160,25 @@ func TestEachTamperingIsFoundWithinFiveSeconds(t *testing.T) {
 		"a given file edited":                        {func(m *machine, s runtime.Spec) { m.edit(s, "2") }, "file /etc/app/config: sha256:"},
 		"an undeclared listener":                     {func(m *machine, s runtime.Spec) { m.listen(s, 9999) }, "port tcp 127.0.0.1:9999: listening"},
 		"an undeclared UDP socket":                   {func(m *machine, s runtime.Spec) { m.bind(s, 5353) }, "port udp 127.0.0.1:5353: listening"},
+		"a file in a scratch made executable": {func(m *machine, s runtime.Spec) {
+			m.session(s, "plant", "/scratch/deep/er/evil")
+		}, "writable /scratch/deep/er/evil: executable, which was not released"},
+		"a program that lies in memory": {func(m *machine, s runtime.Spec) {
+			m.session(s, "memory")
+		}, "runs /memfd:evil (deleted), which was deleted or never was a file, which was not released"},
+		"a program of the machine": {func(m *machine, s runtime.Spec) {
+			m.moveTo(m.outside("sleep", "60").Process.Pid, string(s.Identity.ID))
+		}, "sleep, which is neither of the root nor of a volume, which was not released"},
+		"a process with more rights": {func(m *machine, s runtime.Spec) {
+			m.moveTo(m.outside("nsenter", "-t", m.pid(s), "-m", "/bin/server", "sleep").Process.Pid, string(s.Identity.ID))
+		}, "Uid 0 0 0 0 instead of 1073742824"},
+		"started by hand, and the record put back": {func(m *machine, s runtime.Spec) {
+			undo, err := tampering.AgainUnseen(tampering.OtherArguments)(m.target(string(s.Identity.ID)))
+			m.must(err)
+			m.t.Cleanup(undo)
+			m.must(m.host.Close())
+			m.open()
+		}, "process record: not what the launcher says that it was told"},
 		"another root in place of the right one": {func(m *machine, s runtime.Spec) {
 			at := m.host.RootMount(s.Identity.ID)
 			m.must(unix.Mount("other", at, "tmpfs", 0, ""))
@@ -294,6 +314,56 @@ func (m *machine) bind(s runtime.Spec, port int) {
 	fd, err := local.BindIn(m.network(string(s.Identity.ID)), port)
 	m.must(err)
 	m.t.Cleanup(func() { unix.Close(fd) })
+}
+
+// session runs the test server in the instance beside its first process, until the test ends.
+func (m *machine) session(s runtime.Spec, args ...string) {
+	m.t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() {
+		_, err := m.host.Exec(ctx, s.Identity.ID, runtime.Session{Args: append([]string{"/bin/server"}, args...)})
+		ended <- err
+	}()
+	m.t.Cleanup(func() { cancel(); <-ended })
+}
+
+// What the gateway said that it opened in an instance must be there, and be the gateway's.
+func TestListenersOfTheGatewayMustBeThere(t *testing.T) {
+	gateway := os.Getpid()
+	m := newMachine(t, func(c *local.Config) { c.Companions = func() []int { return []int{gateway} } })
+	s := m.serving("web-1")
+	m.start(s)
+	look := func(opened bool) string {
+		x, err := m.host.Inspect(t.Context(), runtime.Question{Spec: s.WithoutSecrets(), Listeners: []string{"127.0.0.1:5432"}, Opened: opened})
+		m.must(err)
+		var found []string
+		for _, f := range drift.Compare(x.Want, x.Got) {
+			found = append(found, f.String())
+		}
+		return strings.Join(found, "\n")
+	}
+	const missing = "port tcp 127.0.0.1:5432: nothing instead of listening, by the gateway"
+	if got := look(false) + look(true); got != missing {
+		t.Errorf("before: %q", got)
+	}
+	fd, err := local.ListenIn(m.network("web-1"), 5432)
+	m.must(err)
+	if got := look(false) + look(true); got != "" {
+		t.Errorf("with the gateway's: %q", got)
+	}
+	unix.Close(fd)
+	if got := look(true); got != missing {
+		t.Errorf("after it was closed: %q", got)
+	}
+	gateway = m.outside("sleep", "60").Process.Pid
+	m.listen(s, 5432)
+	if got := look(true); got != "port tcp 127.0.0.1:5432: listening, by another process than the gateway instead of listening, by the gateway" {
+		t.Errorf("with another's: %q", got)
+	}
+	if got := look(false); !strings.HasPrefix(got, "port tcp 127.0.0.1:5432: listening, by another process") {
+		t.Errorf("with another's, where the gateway has not yet opened its own: %q", got)
+	}
 }
 
 // What a program does with what it was given is its own business, at every look.

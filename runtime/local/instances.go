@@ -34,6 +34,7 @@ type inst struct {
 	memory memory // of what looks at it found
 
 	attempt string               // of the launcher's creation that seen is about; "" when an earlier Host made it
+	told    string               // names what the launcher says that it was told; "" by one that says nothing
 	seen    instance.Observation // State Absent while it is being created
 	gone    chan struct{}        // closed when it has exited or is removed
 	ended   bool                 // gone is closed
@@ -388,6 +389,7 @@ func (h *Host) apply(statuses []wire.Status) {
 func (h *Host) advance(i *inst, s wire.Status) {
 	o := &i.seen
 	o.State = instance.State(s.State)
+	i.told = s.Told
 	o.StartedAt, o.ExitedAt, o.ExitCode, o.OOM = s.StartedAt, s.ExitedAt, s.ExitCode, s.OOM
 	o.PID = 0
 	switch o.State {

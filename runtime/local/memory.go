@@ -27,6 +27,9 @@ type memory struct {
 	files    map[string]fileMemory
 	mounts   mountsMemory
 	owners   ownersMemory
+	scratch  scratchMemory
+	gateways map[uint64]bool // sockets that were found to be the gateway's
+	nextPID  int   // of the processes that are too many for one look, the first whose turn it is
 	sockets  *diag // nil: none is open
 	closed   bool  // the instance is gone, or the host lets it go
 }
@@ -34,6 +37,7 @@ type memory struct {
 // incarnation tells the process that a look was about from one that has its instance's name, or its PID, later.
 type incarnation struct {
 	attempt string
+	told    string // names what the launcher says that it was told
 	pid     int
 }
 
@@ -49,6 +53,8 @@ type mountsMemory struct {
 	text      string
 	run, tree uint64 // devices of the run directory and of what the instance has as its root
 	facts     []drift.Fact
+	programs  []uint64 // numbers of the mounts whose programs the instance may run
+	scratches []uint64 // devices of what is mounted as scratch
 }
 
 // ownersMemory is what the maps of a user namespace were found to say.
@@ -63,12 +69,13 @@ const forgetAfter = time.Minute
 // begin prepares for a look. The caller holds mu.
 func (m *memory) begin(of incarnation, q runtime.Question, now time.Time) {
 	full := q.Content || now.Sub(m.since) >= forgetAfter || now.Before(m.since)
-	q.Content = false
+	q.Content, q.Opened = false, false // nothing follows from them that is remembered
 	if !full && m.of == of && reflect.DeepEqual(m.question, q) {
 		return
 	}
 	m.since, m.of, m.question = now, of, q
 	m.expected, m.files, m.mounts, m.owners = nil, map[string]fileMemory{}, mountsMemory{}, ownersMemory{}
+	m.gateways = map[uint64]bool{}
 }
 
 // close lets go of what a look keeps open. A late look finds nothing.

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -15,6 +16,7 @@ import (
 
 // mountLine is a line of mountinfo (proc_pid_mountinfo(5)).
 type mountLine struct {
+	number  uint64
 	device  uint64
 	root    string // of the mount in its file system
 	at      string
@@ -29,11 +31,12 @@ func parseMount(line string) (mountLine, bool) {
 		return mountLine{}, false
 	}
 	var major, minor uint32
-	if _, err := fmt.Sscanf(f[2], "%d:%d", &major, &minor); err != nil {
+	number, err := strconv.ParseUint(f[0], 10, 64)
+	if _, err2 := fmt.Sscanf(f[2], "%d:%d", &major, &minor); err != nil || err2 != nil {
 		return mountLine{}, false
 	}
 	return mountLine{
-		device: unix.Mkdev(major, minor), root: unescapeMount(f[3]), at: unescapeMount(f[4]), options: strings.Split(f[5], ","),
+		number: number, device: unix.Mkdev(major, minor), root: unescapeMount(f[3]), at: unescapeMount(f[4]), options: strings.Split(f[5], ","),
 		kind: f[dash+1],
 	}, true
 }
@@ -68,31 +71,45 @@ func (x *inspection) lookAtMounts() error {
 	}
 	unix.Stat(x.e.tree, &tree) // 0 when it is gone: then it is another
 	if last := x.m.mounts; last.text != string(b) || last.run != run.Dev || last.tree != tree.Dev {
-		x.m.mounts = mountsMemory{string(b), run.Dev, tree.Dev, x.mountFacts(string(b), run.Dev, tree.Dev)}
+		x.m.mounts = x.readMounts(string(b), run.Dev, tree.Dev)
 	}
 	x.got = append(x.got, x.m.mounts.facts...)
 	return nil
 }
 
-func (x *inspection) mountFacts(mountinfo string, run, tree uint64) []drift.Fact {
-	var facts []drift.Fact
+func (x *inspection) readMounts(mountinfo string, run, tree uint64) mountsMemory {
+	all := mountsMemory{text: mountinfo, run: run, tree: tree}
 	for line := range strings.Lines(mountinfo) {
-		if m, ok := parseMount(line); ok {
-			facts = append(facts, drift.Fact{Kind: drift.Mount, Field: m.at, Value: x.describe(m, run, tree)})
+		m, ok := parseMount(line)
+		if !ok {
+			continue
+		}
+		is := x.describe(m, run, tree)
+		all.facts = append(all.facts, drift.Fact{Kind: drift.Mount, Field: m.at, Value: is})
+		switch {
+		case strings.HasPrefix(is, theRoot), strings.HasPrefix(is, aVolume):
+			all.programs = append(all.programs, m.number)
+		case m.kind == "tmpfs" && slices.Contains(x.e.scratches, m.at):
+			all.scratches = append(all.scratches, m.device)
 		}
 	}
-	return facts
+	return all
 }
+
+// How the facts of mounts begin that programs may lie on.
+const (
+	theRoot = "the root of the release "
+	aVolume = "volume "
+)
 
 func (x *inspection) describe(m mountLine, run, tree uint64) string {
 	masked := x.e.masked
 	switch {
 	case m.at == "/" && m.root == "/":
-		which := "the root of the release"
 		if m.device != tree {
-			which = "another root"
+			return "another root " + m.guard()
 		}
-		return which + " " + m.guard()
+		return theRoot + m.guard()
 	case m.kind == "devtmpfs" && m.root == "/null" && masked[m.at], m.kind == "tmpfs" && masked[m.at] && m.guard() != "writable":
 		return "masked"
 	case m.kind == "devtmpfs" && m.at == "/dev"+m.root:
@@ -108,7 +125,7 @@ func (x *inspection) describe(m mountLine, run, tree uint64) string {
 		var inside, outside unix.Stat_t
 		if unix.Stat(filepath.Join(x.proc("root"), m.at), &inside) == nil && unix.Stat(x.h.volumeDir(v), &outside) == nil &&
 			inside.Dev == outside.Dev && inside.Ino == outside.Ino {
-			return "volume " + string(v.Name) + " " + m.guard()
+			return aVolume + string(v.Name) + " " + m.guard()
 		}
 	}
 	return fmt.Sprintf("%s of device %d:%d %s %s", m.kind, unix.Major(m.device), unix.Minor(m.device), m.root, m.guard())

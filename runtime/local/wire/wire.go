@@ -15,6 +15,8 @@ package wire
 import (
 	"bufio"
 	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -124,12 +126,19 @@ const (
 type Status struct {
 	ID        string    `json:"id"`
 	Attempt   string    `json:"attempt"`
+	Told      string    `json:"told,omitempty"` // Told of the OCI configuration that its creator sent
 	State     State     `json:"state"`
 	PID       int       `json:"pid,omitempty"` // while created or running
 	StartedAt time.Time `json:"started_at,omitzero"`
 	ExitedAt  time.Time `json:"exited_at,omitzero"`
 	ExitCode  int       `json:"exit_code,omitempty"` // -1: not known; 128+n: by signal n
 	OOM       bool      `json:"oom,omitempty"`
+}
+
+// Told names an OCI configuration as it was sent: its SHA-256, in hexadecimal.
+func Told(oci []byte) string {
+	sum := sha256.Sum256(oci)
+	return hex.EncodeToString(sum[:])
 }
 
 // ExecResult is how a command ended.

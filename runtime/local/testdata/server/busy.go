@@ -52,3 +52,32 @@ func orphan() {
 		os.Exit(1)
 	}
 }
+
+// memory runs what lies in no file.
+func memory() {
+	program, err := os.ReadFile("/proc/self/exe")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	fd, err := unix.MemfdCreate("evil", 0)
+	if err == nil {
+		_, err = unix.Write(fd, program)
+	}
+	if err == nil {
+		err = unix.Exec(fmt.Sprintf("/proc/self/fd/%d", fd), []string{"evil", "sleep"}, nil)
+	}
+	fmt.Fprintln(os.Stderr, err)
+	os.Exit(1)
+}
+
+func plant(at string) {
+	err := os.MkdirAll(filepath.Dir(at), 0o755)
+	if err == nil {
+		err = os.WriteFile(at, []byte("#!/bin/sh\n"), 0o755)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}

@@ -6,6 +6,8 @@
 //	server sleep            does nothing
 //	server hog MIB          takes memory
 //	server say N TEXT       prints TEXT N times, then sleeps
+//	server plant PATH       makes a file that can be executed
+//	server memory           runs itself again, out of memory
 //	server busy             does what programs do: see busy.go
 package main
 
@@ -56,6 +58,10 @@ func main() {
 			fmt.Println(n, arg(3))
 		}
 		time.Sleep(time.Hour)
+	case "memory":
+		memory()
+	case "plant":
+		plant(arg(2))
 	case "busy":
 		busy()
 	case "orphan":
