@@ -26,7 +26,7 @@ type Kind string
 // The kinds.
 const (
 	Root       Kind = "root"       // the file that the root is mounted from, its mount, and what protects both
-	Process    Kind = "process"    // the first process: that it is there, what it was started with, that nobody traces it
+	Process    Kind = "process"    // the first: that it is there, what it was started with, that nobody traces it; the others by number: their programs and rights
 	Variable   Kind = "variable"   // an environment variable that it was started with
 	User       Kind = "user"       // users and groups of the first process
 	Capability Kind = "capability" // sets of capabilities

@@ -29,9 +29,9 @@ type memory struct {
 	owners   ownersMemory
 	scratch  scratchMemory
 	gateways map[uint64]bool // sockets that were found to be the gateway's
-	nextPID  int   // of the processes that are too many for one look, the first whose turn it is
-	sockets  *diag // nil: none is open
-	closed   bool  // the instance is gone, or the host lets it go
+	nextPID  int             // of the processes that are too many for one look, the first whose turn it is
+	sockets  *diag           // nil: none is open
+	closed   bool            // the instance is gone, or the host lets it go
 }
 
 // incarnation tells the process that a look was about from one that has its instance's name, or its PID, later.

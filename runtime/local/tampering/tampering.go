@@ -110,6 +110,7 @@ func Kinds() []Kind {
 		{Name: "started by hand with a capability", Do: Again(WithCapability), Shows: drifted("capability", "CapEff"), Unwatched: true},
 		{Name: "started by hand without seccomp", Do: Again(WithoutSeccomp), Shows: drifted("confinement", "seccomp mode"), Unwatched: true},
 		{Name: "the network connected to the machine's", Do: Connect, Shows: drifted("namespace", "interfaces")},
+		{Name: "started by hand, and the record put back", Do: AgainUnseen(OtherArguments), Shows: drifted("process", "record"), Unwatched: true},
 		{Name: "an undeclared UDP socket", Do: ListenUDP, Shows: drifted("port", "udp 127.0.0.1:9999")},
 		{Name: "the pinned network replaced", Do: OtherNetwork, Shows: drifted("namespace", "net"), Diverts: true},
 	}
