@@ -33,6 +33,7 @@ type ChangeSummary struct {
 	Status    string        `json:"status" enum:"open,applied,rejected,withdrawn,void" doc:"Where it stands."`
 	Cause     string        `json:"cause,omitempty" doc:"Why it was closed."`
 	ClosedBy  string        `json:"closed_by,omitempty" doc:"Who closed it, or carried it out."`
+	Promoted  *PromotedFrom `json:"promoted,omitempty" doc:"Of a promotion: where the bundle has to run healthy still when it is carried out."`
 	Author    string        `json:"author" doc:"Who proposed it."`
 	Reason    string        `json:"reason,omitempty" doc:"Why, in the author's words."`
 	At        time.Time     `json:"at" doc:"When it was proposed."`

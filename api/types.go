@@ -221,7 +221,8 @@ type Generation struct {
 	Plan    digest.Digest `json:"plan,omitempty" doc:"Digest of the plan, of an apply."`
 	Of      int           `json:"of,omitempty" doc:"Number of the change that it carried out; absent: it needed no approval."`
 
-	Emergency bool `json:"emergency,omitempty" doc:"Made without the approvals that it needed; to be reviewed by somebody else."`
+	Emergency bool          `json:"emergency,omitempty" doc:"Made without the approvals that it needed; to be reviewed by somebody else."`
+	Promoted  *PromotedFrom `json:"promoted,omitempty" doc:"The head that the bundle was promoted from, where it had run healthy for that time when this head moved."`
 }
 
 // PlanRequest asks what applying a release would do.
@@ -288,7 +289,15 @@ type ApplyRequest struct {
 	BaseGeneration int           `json:"base_generation" minimum:"0" doc:"Generation that the plan was made against. Refused with 409 when the head has moved on."`
 	PlanDigest     digest.Digest `json:"plan_digest" pattern:"^sha256:[0-9a-f]{64}$" doc:"Digest of the plan. Refused with 409 when the plan would be another now."`
 	Reason         string        `json:"reason,omitempty" maxLength:"4096" doc:"Why; recorded in the ledger."`
+	Promoted       *PromotedFrom `json:"promoted,omitempty" doc:"Of a promotion: where the bundle has to run healthy still when the head moves. Needs read there. Refused with 403 when it does not."`
 	How
+}
+
+// PromotedFrom is the head that a bundle is promoted from.
+type PromotedFrom struct {
+	From         string `json:"from" maxLength:"63" pattern:"^[a-z]([a-z0-9-]*[a-z0-9])?$" doc:"Environment."`
+	Generation   int    `json:"generation" minimum:"1" doc:"Its head."`
+	HealthyForMS int64  `json:"healthy_for_ms,omitempty" minimum:"0" maximum:"31536000000" doc:"For how many milliseconds it has to have run healthy."`
 }
 
 // How says in what way a head is asked to move.

@@ -129,8 +129,18 @@ func (a *app) fetchChange(ctx context.Context, text string) (*client.Client, api
 	return cl, ch, nil
 }
 
+func forAtLeast(ms int64) string {
+	if ms == 0 {
+		return ""
+	}
+	return " for at least " + seconds(time.Duration(ms)*time.Millisecond)
+}
+
 func (a *app) renderChangeDetail(w io.Writer, st style, ch api.ChangeDetail) {
 	fmt.Fprintf(w, "%s %d  %s of %s in %s  %s\n", st.bold("change"), ch.Number, ch.Move, ch.App, st.bold(ch.Env), standing(ch.ChangeSummary))
+	if p := ch.Promoted; p != nil {
+		fmt.Fprintf(w, "  promoted from %s@%d, which has to be the head there still and to run healthy%s when this is carried out\n", p.From, p.Generation, forAtLeast(p.HealthyForMS))
+	}
 	fmt.Fprintf(w, "  by %s at %s", ch.Author, ch.At.Local().Format(time.DateTime))
 	if ch.Reason != "" {
 		fmt.Fprintf(w, ": %s", ch.Reason)

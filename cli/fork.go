@@ -205,6 +205,7 @@ func (a *app) promote(ctx context.Context, from, to string, healthyFor time.Dura
 	if m.reason != "" {
 		reason += ": " + m.reason
 	}
+	m.promoted = &api.PromotedFrom{From: from, Generation: p.From.Generation, HealthyForMS: healthyFor.Milliseconds()}
 	m.reason, m.unattended = reason, "invar promote "+from+" "+to+" --yes"
 	return a.applyPlan(ctx, cl, p.Plan, m)
 }

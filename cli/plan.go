@@ -127,6 +127,7 @@ type move struct {
 	reason      string
 	how         api.How
 	unattended  string // the command that does not ask
+	promoted    *api.PromotedFrom
 }
 
 // applyPlan shows a plan, asks, applies it, and follows the rollout.
@@ -143,7 +144,7 @@ func (a *app) applyPlan(ctx context.Context, cl *client.Client, p api.Plan, m mo
 		}
 	}
 	acc, err := cl.Apply(ctx, p.Env, api.ApplyRequest{
-		Bundle: p.Bundle, Release: p.Release, BaseGeneration: p.BaseGeneration, PlanDigest: p.Digest, Reason: m.reason, How: m.how,
+		Bundle: p.Bundle, Release: p.Release, BaseGeneration: p.BaseGeneration, PlanDigest: p.Digest, Reason: m.reason, How: m.how, Promoted: m.promoted,
 	})
 	if err != nil {
 		return err

@@ -43,6 +43,8 @@ type intent struct {
 	how     How
 	known   []state.Entry // that make bundle and release known, where they are not
 	fork    *state.ForkOf // of a fork, whose record is as the fork has it
+
+	promoted *state.Promoted // of an apply: from where; nil: it is applied as any
 }
 
 func (in intent) what() platform.Case {
@@ -73,7 +75,7 @@ func (s *Service) decideMove(ctx context.Context, by Actor, in intent) (Moved, e
 		}
 	}
 	return s.move(ctx, in.env, func(now state.State, env state.Environment) ([]state.Entry, error) {
-		if err := s.still(now, env, in, verdict); err != nil {
+		if err := errors.Join(s.still(now, env, in, verdict), s.promoted(now, &in)); err != nil {
 			return nil, err
 		}
 		if in.release != "" && unchanged(env, in.release) {
@@ -205,7 +207,7 @@ func (s *Service) requestEntries(now state.State, by Actor, in intent, rules pla
 	n := now.LastChange() + 1
 	e := s.entry(by, in.env, state.ChangeRequest{
 		Change: n, Move: in.kind, App: in.app, Base: in.base, Release: in.release, Bundle: in.bundle, Plan: in.planned.Digest,
-		To: in.to, Volumes: in.volumes, ConfirmMS: in.how.Confirm.Milliseconds(), Definition: def, Fork: in.fork,
+		To: in.to, Volumes: in.volumes, ConfirmMS: in.how.Confirm.Milliseconds(), Definition: def, Fork: in.fork, Promoted: in.promoted,
 	})
 	if expires := rules.Expires(in.env); expires > 0 {
 		d := e.Data.(state.ChangeRequest)
@@ -224,7 +226,7 @@ func (s *Service) moveEntries(now state.State, by Actor, env state.Environment, 
 	e.Subject, e.Reason = []state.Subject{{Name: string(in.app), Digest: in.release}}, in.reason
 	switch in.kind {
 	case state.MovedByApply:
-		e.Data = state.Apply{App: in.app, Generation: next, Base: in.base, Release: in.release, Bundle: in.bundle, Plan: in.planned.Digest, Governed: g}
+		e.Data = state.Apply{App: in.app, Generation: next, Base: in.base, Release: in.release, Bundle: in.bundle, Plan: in.planned.Digest, Promoted: in.promoted, Governed: g}
 		e.Body = &state.Body{Digest: in.planned.Digest, Size: int64(len(in.planned.encoded)), Type: change.TypePlan}
 	case state.MovedByFork:
 		e.Data = state.Fork{App: in.app, Generation: next, Base: in.base, Release: in.release, Bundle: in.bundle, Plan: in.planned.Digest,
@@ -394,7 +396,7 @@ func (s *Service) carryOut(ctx context.Context, by Actor, n state.ChangeNumber, 
 		if err != nil {
 			return nil, err
 		}
-		if err := s.still(now, env, in, verdict); err != nil {
+		if err := errors.Join(s.still(now, env, in, verdict), s.promoted(now, &in)); err != nil {
 			return nil, err
 		}
 		rules, _ := definition(now)
@@ -417,7 +419,7 @@ func (s *Service) carryOut(ctx context.Context, by Actor, n state.ChangeNumber, 
 
 // intentOf returns the move that a change proposes.
 func (s *Service) intentOf(c state.Change) (intent, error) {
-	in := intent{env: c.Env, kind: c.Move, app: c.App, base: c.Base, release: c.Release, bundle: c.Bundle, to: c.To, volumes: c.Volumes, fork: c.Fork,
+	in := intent{env: c.Env, kind: c.Move, app: c.App, base: c.Base, release: c.Release, bundle: c.Bundle, to: c.To, volumes: c.Volumes, fork: c.Fork, promoted: c.Promoted,
 		reason: c.Reason, how: How{Confirm: time.Duration(c.ConfirmMS) * time.Millisecond}}
 	if c.Release != "" {
 		var err error

@@ -35,8 +35,9 @@ type Planned struct {
 // Move asks to move a head to a planned release.
 type Move struct {
 	Proposal
-	Base   int           // the generation that the plan was made against
-	Plan   digest.Digest // of the plan that was looked at; "": any
+	Base   int             // the generation that the plan was made against
+	Plan   digest.Digest   // of the plan that was looked at; "": any
+	From   *state.Promoted // of which generation the bundle is promoted, and how long that has to have run healthy; nil: of none
 	Reason string
 	How    How
 }
@@ -145,7 +146,7 @@ func (s *Service) apply(ctx context.Context, by Actor, m Move) (Moved, error) {
 	}
 	return s.decideMove(ctx, by, intent{
 		env: m.Env, kind: state.MovedByApply, app: rel.record.App, base: m.Base, release: rel.digest, bundle: m.Bundle, record: rel.record,
-		planned: planned, reason: m.Reason, how: m.How, known: s.knownEntries(now, by, m, rel),
+		planned: planned, reason: m.Reason, how: m.How, known: s.knownEntries(now, by, m, rel), promoted: m.From,
 	})
 }
 

@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/invarhq/invar/deploy"
-	"github.com/invarhq/invar/digest"
 	"github.com/invarhq/invar/fault"
 	"github.com/invarhq/invar/release"
 	"github.com/invarhq/invar/spec"
@@ -24,11 +22,9 @@ type Promotion struct {
 
 // Proof says since when a head has run healthy, by what the ledger has of it.
 type Proof struct {
-	Completed int64         // index of the entry by which its rollout completed
-	Since     time.Time     // of that, or of the newest entry by which one of its environment's instances was not as it should be, or was so again
-	Newest    int64         // index of the entry that Since is of
-	Size      int64         // of the ledger, when it was read
-	For       time.Duration // from Since until it was read
+	state.Calm
+	Size int64         // of the ledger, when it was read
+	For  time.Duration // since Calm.Since, until it was read
 }
 
 // Promote plans the bundle of from's head for another environment. It fails with fault.Denied unless that head completed, all its
@@ -57,14 +53,12 @@ func (s *Service) promote(ctx context.Context, from, to spec.EnvName, healthyFor
 	case head.Release == "":
 		return Promotion{}, fault.Errorf(fault.Conflict, "environment %s runs nothing", from)
 	}
-	proof, err := s.proof(ctx, now, env)
-	if err != nil {
+	at := state.Millis(s.config.Now())
+	asked := state.Promoted{From: from, Generation: head.Number, HealthyForMS: healthyFor.Milliseconds()}
+	if _, err := now.Promote(asked, head.Bundle, at); err != nil {
 		return Promotion{}, err
 	}
-	if proof.For < healthyFor {
-		return Promotion{}, fault.WithHint(fault.Errorf(fault.Denied, "generation %d has run healthy for %s, since entry %d, and %s is asked for", head.Number,
-			proof.For.Round(time.Second), proof.Newest, healthyFor), "wait for another %s", (healthyFor - proof.For).Round(time.Second))
-	}
+	proof := Proof{Calm: env.Calm, Size: now.Size(), For: at.Sub(env.Calm.Since)}
 	out := Promotion{From: head, Proof: proof}
 	if out.Record, err = s.records.get(head.Release); err != nil {
 		return Promotion{}, err
@@ -81,51 +75,15 @@ func (s *Service) promote(ctx context.Context, from, to spec.EnvName, healthyFor
 	return out, err
 }
 
-// proof reads how the head has run so far.
-func (s *Service) proof(ctx context.Context, now state.State, env state.Environment) (Proof, error) {
-	if env.Head.Outcome != deploy.Completed {
-		return Proof{}, fault.WithHint(fault.Errorf(fault.Denied, "generation %d is %s, not completed", env.Head.Number, env.Head.Outcome), "invar status %s", env.Name)
+// promoted checks again, where nothing can come between, that what an intent brings from another environment still runs healthy there.
+func (s *Service) promoted(now state.State, in *intent) error {
+	if in.promoted == nil {
+		return nil
 	}
-	if name, ok := unhealthy(env); !ok {
-		return Proof{}, fault.WithHint(fault.Errorf(fault.Denied, "component %s of generation %d is not healthy now", name, env.Head.Number), "invar status %s", env.Name)
+	p, err := now.Promote(*in.promoted, in.bundle, state.Millis(s.config.Now()))
+	if err != nil {
+		return fmt.Errorf("promoting from %s@%d: %w", in.promoted.From, in.promoted.Generation, err)
 	}
-	p := Proof{Completed: -1, Size: now.Size()}
-	for e, err := range s.Entries(ctx, env.HeadEntry, now.Size()) {
-		if err != nil {
-			return Proof{}, err
-		}
-		step, ok := e.Entry.Data.(state.Step)
-		if !ok || e.Entry.Env != env.Name {
-			continue
-		}
-		switch step.Kind {
-		case deploy.Done:
-			p.Completed = e.Index
-		case deploy.Healthy, deploy.Failing, deploy.Exited, deploy.Tainted:
-		default:
-			continue
-		}
-		p.Newest, p.Since = e.Index, e.Entry.Time
-	}
-	if p.Completed < 0 {
-		return Proof{}, fault.Errorf(fault.Corrupt, "the ledger has no entry by which generation %d completed", env.Head.Number)
-	}
-	p.For = s.config.Now().Sub(p.Since)
-	return p, nil
-}
-
-// unhealthy returns a component of which not all instances that the head asks for are healthy and untouched; ok: there is none.
-func unhealthy(env state.Environment) (name spec.ComponentName, ok bool) {
-	have := map[digest.Digest]int{}
-	for _, i := range env.Instances {
-		if i.Healthy() && len(i.Taints) == 0 {
-			have[i.Digest]++
-		}
-	}
-	for _, p := range env.Head.Record.Components {
-		if have[env.Head.Digests[p.Component.Name]] < p.Replicas {
-			return p.Component.Name, false
-		}
-	}
-	return "", true
+	in.promoted = &p
+	return nil
 }

@@ -135,6 +135,7 @@ var checks = []Checked{
 	{Check: "approval", What: "moved heads had all approvals that the rules asked for, by people who could give them"},
 	{Check: "separation", What: "approved changes were carried out by somebody who may"},
 	{Check: "plan", What: "plans say what lies between the two releases"},
+	{Check: "promotion", What: "promoted bundles had run healthy where they came from, for as long as was asked for"},
 	{Check: "freeze", What: "moved heads kept to the freezes"},
 	{Check: "policy", What: "decisions of policies come out the same again, of the policy and the exceptions in force"},
 	{Check: "judged", What: "moved heads were judged by every policy in force"},

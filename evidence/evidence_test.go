@@ -2,6 +2,7 @@ package evidence_test
 
 import (
 	"bytes"
+	"slices"
 	"strings"
 	"testing"
 	"testing/fstest"
@@ -297,6 +298,15 @@ func TestAServerThatLiesIsFoundOut(t *testing.T) {
 		{"a reproduction that differed, recorded as the same", func(w *world) state.Entry {
 			return w.reproduced(state.Different, state.Same)
 		}, "the result is different, says the statement, and same, says the entry"},
+		{"a promotion of what did not run healthy for so long", func(w *world) state.Entry {
+			return w.promotion(func(p *state.Promoted) { p.HealthyForMS = (2 * time.Hour).Milliseconds() })
+		}, "has run healthy for 1h0m0s, since entry"},
+		{"a promotion of what was not the head", func(w *world) state.Entry {
+			return w.promotion(func(p *state.Promoted) { p.Generation = 2 })
+		}, "environment prod is at generation 1; what was to be promoted is generation 2"},
+		{"a promotion that is proven by other entries", func(w *world) state.Entry {
+			return w.promotion(func(p *state.Promoted) { p.Completed-- })
+		}, "it is said that prod@1 completed by entry"},
 		{"an entry that does not follow", func(w *world) state.Entry {
 			e := w.entry(person("dave"), "prod", state.ChangeWithdraw{Change: 1}) // it was carried out
 			w.entries = append(w.entries, e)
@@ -323,6 +333,18 @@ func TestAServerThatLiesIsFoundOut(t *testing.T) {
 				t.Errorf("want %s named: %s\n%s", guilty.ID, c.want, lines(bad))
 			}
 		})
+	}
+}
+
+func TestAPromotionIsProvenAgain(t *testing.T) {
+	w := governed(t)
+	w.promotion(func(*state.Promoted) {})
+	r := w.verify(w.export())
+	if !r.OK() {
+		t.Fatal(lines(r.Findings))
+	}
+	if !slices.ContainsFunc(r.Checks, func(c evidence.Checked) bool { return c.Check == "promotion" && c.Count == 1 }) {
+		t.Errorf("not checked: %+v", r.Checks)
 	}
 }
 

@@ -51,6 +51,7 @@ func (a *auditor) request(d state.ChangeRequest) {
 	if d.Fork != nil {
 		a.mayFork(*d.Fork)
 	}
+	a.promoted(d.Promoted, d.Bundle, true)
 	a.plan(d.Plan, d.Move, d.App, d.Release, d.Fork)
 }
 
@@ -183,7 +184,24 @@ func (a *auditor) review(d state.ChangeReview) {
 
 func (a *auditor) applied(d state.Apply) {
 	a.plan(d.Plan, state.MovedByApply, d.App, d.Release, nil)
+	a.promoted(d.Promoted, d.Bundle, d.Change == 0)
 	a.move(state.MovedByApply, d.Release, d.Governed, d.Plan)
+}
+
+// promoted checks that a bundle ran healthy where it is said to come from, for as long as is said, and that whoever asked could read that.
+func (a *auditor) promoted(p *state.Promoted, bundle digest.Digest, asked bool) {
+	if p == nil {
+		return
+	}
+	if asked {
+		a.check("permission", a.mayIn(platform.Read, p.From))
+	}
+	proven, err := a.state.Promote(*p, bundle, a.entry.Time)
+	if err == nil && proven != *p {
+		err = fmt.Errorf("it is said that %s@%d completed by entry %d and was healthy since entry %d, and it was by %d and since %d",
+			p.From, p.Generation, p.Completed, p.Newest, proven.Completed, proven.Newest)
+	}
+	a.check("promotion", err)
 }
 
 // forked checks a fork as a move, and that whoever asked for it could read what it is a fork of. One that a change proposed was

@@ -97,3 +97,21 @@ func (w *world) reproduced(says, records string) state.Entry {
 	return w.add(person("root"), "prod", state.AttestReproduced{Release: env.Head.Release, Bundle: bundle, Result: records,
 		Builder: state.Builder{Version: "1.0", Platform: "linux/amd64", Sources: state.SourcesBundle}}, func(e *state.Entry) { e.Body = body })
 }
+
+// promotion brings prod's bundle to staging, an hour after it completed, and says so as edit has it.
+func (w *world) promotion(edit func(*state.Promoted)) state.Entry {
+	w.t.Helper()
+	w.running()
+	w.add(system, "prod", state.Step{Step: deploy.Step{Kind: deploy.Done, Generation: w.generation("prod")}})
+	w.later(time.Hour)
+	env, err := w.now.Environment("prod")
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	p := state.Promoted{From: "prod", Generation: env.Head.Number, HealthyForMS: (30 * time.Minute).Milliseconds(), Completed: env.Calm.Completed, Newest: env.Calm.Newest}
+	edit(&p)
+	r := w.shop("staging", "1", 2)
+	d := w.known(r)
+	_, body := w.plan("staging", r, d)
+	return w.add(person("dave"), "staging", state.Apply{App: "shop", Generation: 1, Release: d, Bundle: r.Bundle, Plan: body.Digest, Promoted: &p}, func(e *state.Entry) { e.Body = body })
+}

@@ -49,6 +49,7 @@ type ChangeRequest struct {
 	ExpiresAt  time.Time     `json:"expires_at,omitzero"`  // unset: it waits for good
 	Definition digest.Digest `json:"definition,omitempty"` // release of the platform whose rules are in force
 	Fork       *ForkOf       `json:"fork,omitempty"`       // of a fork: of what, and with what of its own
+	Promoted   *Promoted     `json:"promoted,omitempty"`   // of an apply: from where
 
 	Restore []deploy.Restore `json:"restore,omitempty"` // of a rollback: as in change.rollback
 }
@@ -144,13 +145,16 @@ func (c ChangeRequest) check(e Entry) error {
 	if c.Fork != nil {
 		return fmt.Errorf("move %q is no fork", c.Move)
 	}
+	if c.Promoted != nil && c.Move != MovedByApply {
+		return fmt.Errorf("move %q is no promotion", c.Move)
+	}
 	if c.Move != MovedByRollback && c.Restore != nil {
 		return fmt.Errorf("move %q restores no volumes", c.Move)
 	}
 	err = errors.Join(err, checkRestores(c.Restore, ""))
 	switch c.Move {
 	case MovedByApply, MovedByRollback:
-		return errors.Join(err, required(c.Release, c.Bundle))
+		return errors.Join(err, required(c.Release, c.Bundle), c.Promoted.check())
 	case MovedByDestroy:
 		if c.Release+c.Bundle != "" {
 			return errors.New("a destroy has no release")
@@ -469,7 +473,7 @@ func (f *fold) carriedOut(e Entry, n ChangeNumber, g Generation) error {
 		if err != nil {
 			return err
 		}
-		if c.Base != g.Number-1 || c.Move != g.Kind || c.Release != g.Release || c.Plan != g.Plan && g.Plan != "" || !c.Fork.same(g.Fork) || c.To != g.To || c.Volumes != g.Volumes ||
+		if c.Base != g.Number-1 || c.Move != g.Kind || c.Release != g.Release || c.Plan != g.Plan && g.Plan != "" || !c.Fork.same(g.Fork) || !c.Promoted.same(g.Promoted) || c.To != g.To || c.Volumes != g.Volumes ||
 			g.Kind != MovedByFork && !slices.Equal(c.Restore, g.Restore) {
 			return fault.Errorf(fault.Conflict, "change %d is another move than this", n)
 		}

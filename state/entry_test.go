@@ -91,6 +91,9 @@ func samples() []state.Entry {
 		Successors: []instance.ID{"web-bbbbbbbbbb"}, OpenMillis: 4125,
 	}})
 	datas = append(datas, volumes(d)...)
+	promoted := &state.Promoted{From: "staging", Generation: 7, HealthyForMS: 3_600_000, Completed: 40, Newest: 42}
+	datas = append(datas, state.Apply{App: "shop", Generation: 2, Base: 1, Release: d, Bundle: d, Plan: d, Promoted: promoted},
+		state.ChangeRequest{Change: 1, Move: state.MovedByApply, App: "shop", Base: 1, Release: d, Bundle: d, Plan: d, Promoted: promoted})
 	w := newWorld()
 	var out []state.Entry
 	for _, data := range datas {
@@ -150,7 +153,7 @@ func TestRestoresArePinned(t *testing.T) {
 			d.Restore, want = restore, `"restore":[{"component":"db","from":{"snapshot":3},"volume":"data"}]`
 			e.Data = d
 		case state.ChangeRequest:
-			d.Move, d.To, d.Restore, want = state.MovedByRollback, 1, restore, `"restore":[{"component":"db","from":{"snapshot":3},"volume":"data"}]`
+			d.Move, d.Promoted, d.To, d.Restore, want = state.MovedByRollback, nil, 1, restore, `"restore":[{"component":"db","from":{"snapshot":3},"volume":"data"}]`
 			e.Data = d
 		case state.Fork:
 			d.Restore, want = live, `"restore":[{"component":"db","from":{"env":"prod","version":2},"live":true,"volume":"data"}]`

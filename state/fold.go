@@ -100,7 +100,7 @@ func (f *fold) apply(entries []Entry) error {
 	case Release:
 		return f.release(e, d)
 	case Apply:
-		return f.move(e, Generation{Number: d.Generation, Kind: MovedByApply, App: d.App, Release: d.Release, Bundle: d.Bundle, Plan: d.Plan}, d.Base, d.Governed)
+		return f.move(e, Generation{Number: d.Generation, Kind: MovedByApply, App: d.App, Release: d.Release, Bundle: d.Bundle, Plan: d.Plan, Promoted: d.Promoted}, d.Base, d.Governed)
 	case Rollback:
 		return f.rollback(e, d)
 	case Destroy:
@@ -242,7 +242,7 @@ func (f *fold) move(e Entry, g Generation, base int, how Governed) error {
 // newHead notes the head that env has just got.
 func (f *fold) newHead(e Entry, env Environment, g Generation) {
 	g.Env, g.Change, g.Entry, g.Actor, g.Reason = e.Env, e.ID, f.log.Size, e.Actor, e.Reason
-	env.Entry, env.HeadEntry = f.log.Size, f.log.Size
+	env.Entry, env.HeadEntry, env.Calm = f.log.Size, f.log.Size, Calm{}
 	if n := len(env.History); n > 0 {
 		f.outcome(env.Name, env.History[n-1])
 	}
@@ -343,6 +343,9 @@ func (f *fold) steps(entries []Entry) error {
 	f.drifts(env, entries)
 	env.Environment = next
 	env.Entry = f.log.Size + int64(len(entries)) - 1
+	for i, s := range steps {
+		env.Calm = env.Calm.after(s, f.log.Size+int64(i), e.Time)
+	}
 	switch steps[0].Kind {
 	case deploy.Revert:
 		return f.reverted(e, env, steps[0])

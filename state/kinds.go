@@ -197,6 +197,7 @@ type Apply struct {
 	Release    digest.Digest `json:"release"`
 	Bundle     digest.Digest `json:"bundle"`
 	Plan       digest.Digest `json:"plan"`
+	Promoted   *Promoted     `json:"promoted,omitempty"` // from where; unset: applied as any
 	Governed
 }
 
@@ -323,7 +324,7 @@ func (a Apply) check(e Entry) error {
 	if e.Body == nil || e.Body.Digest != a.Plan {
 		return errors.New("want the plan as body")
 	}
-	return errors.Join(somewhere(e), checkMove(a.App, a.Generation, a.Base), a.Governed.check(), required(a.Release, a.Bundle, a.Plan))
+	return errors.Join(somewhere(e), checkMove(a.App, a.Generation, a.Base), a.Governed.check(), a.Promoted.check(), required(a.Release, a.Bundle, a.Plan))
 }
 
 func (r Rollback) check(e Entry) error {

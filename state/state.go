@@ -52,6 +52,7 @@ type Environment struct {
 	Reviews     []Review     `json:"reviews,omitempty"`   // due, oldest first
 	Fork        *Forked      `json:"fork,omitempty"`      // nil: it is none
 	Measured    *Measured    `json:"measured,omitempty"`  // last; nil: never
+	Calm        Calm         `json:"calm,omitzero"`       // of the head
 	Since       time.Time    `json:"since,omitzero"`      // when it began to run something, after it ran nothing
 }
 
@@ -94,8 +95,9 @@ type Generation struct {
 
 	Of        ChangeNumber `json:"of,omitempty"` // the change that it carried out; 0: it needed no approval
 	Emergency bool         `json:"emergency,omitempty"`
-	Volumes   bool         `json:"volumes,omitempty"` // destroyed, with them
-	Fork      *Forked      `json:"fork,omitempty"`    // of a fork: from where, and until when
+	Volumes   bool         `json:"volumes,omitempty"`  // destroyed, with them
+	Promoted  *Promoted    `json:"promoted,omitempty"` // of an apply: from where
+	Fork      *Forked      `json:"fork,omitempty"`     // of a fork: from where, and until when
 }
 
 // KnownBundle is a bundle that a change used.

@@ -188,7 +188,7 @@ func summaryOfChange(c state.Change, rules platform.Definition) api.ChangeSummar
 	out := api.ChangeSummary{
 		Number: int(c.Change), Env: string(c.Env), App: string(c.App), Move: string(c.Move), Base: c.Base, To: c.To, Release: c.Release,
 		Status: string(c.Status), Cause: c.Cause, Author: c.Author.Who(), Reason: c.Reason, At: c.At, ExpiresAt: when(c.ExpiresAt),
-		Applied: c.Applied, Missing: []string{}, Approvals: []api.Approval{},
+		Applied: c.Applied, Missing: []string{}, Approvals: []api.Approval{}, Promoted: promotedFrom(c.Promoted),
 	}
 	if c.ClosedBy.Name != "" {
 		out.ClosedBy = c.ClosedBy.Who()

@@ -228,7 +228,7 @@ func generationOf(g state.Generation) api.Generation {
 	return api.Generation{
 		Number: g.Number, Kind: string(g.Kind), App: string(g.App), Release: g.Release, Bundle: g.Bundle, By: g.Actor.Who(), Reason: g.Reason,
 		Outcome: string(g.Outcome), Cause: g.Cause, At: g.At, EndedAt: when(g.EndedAt), Entry: uint64(g.Entry),
-		Change: string(g.Change), Plan: g.Plan, Of: int(g.Of), Emergency: g.Emergency,
+		Change: string(g.Change), Plan: g.Plan, Of: int(g.Of), Emergency: g.Emergency, Promoted: promotedFrom(g.Promoted),
 	}
 }
 

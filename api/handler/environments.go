@@ -74,8 +74,12 @@ func (h *Handler) registerMoves() {
 			if err != nil {
 				return nil, err
 			}
+			promoted, err := h.promoted(ctx, in.Body.Promoted)
+			if err != nil {
+				return nil, err
+			}
 			moved, err := h.config.Control.Apply(ctx, actorFrom(ctx), control.Move{
-				Proposal: in.proposal(in.Body.Bundle, in.Body.Release), Base: in.Body.BaseGeneration, Plan: in.Body.PlanDigest, Reason: in.Body.Reason, How: how,
+				Proposal: in.proposal(in.Body.Bundle, in.Body.Release), Base: in.Body.BaseGeneration, Plan: in.Body.PlanDigest, Reason: in.Body.Reason, How: how, From: promoted,
 			})
 			return answerWith(acceptedOf(moved), err)
 		})

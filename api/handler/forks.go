@@ -84,3 +84,21 @@ func (h *Handler) promotion(ctx context.Context, to spec.EnvName, in api.Promoti
 			Since: p.Proof.Since, HealthyFor: p.Proof.For.Milliseconds()},
 	}, nil
 }
+
+// promoted reads where a bundle is promoted from. Whether it runs healthy there tells of that environment, so that the caller has to have read on it.
+func (h *Handler) promoted(ctx context.Context, p *api.PromotedFrom) (*state.Promoted, error) {
+	if p == nil {
+		return nil, nil
+	}
+	if err := h.authorize(ctx, "apply", platform.Read, spec.EnvName(p.From)); err != nil {
+		return nil, err
+	}
+	return &state.Promoted{From: spec.EnvName(p.From), Generation: p.Generation, HealthyForMS: p.HealthyForMS}, nil
+}
+
+func promotedFrom(p *state.Promoted) *api.PromotedFrom {
+	if p == nil {
+		return nil
+	}
+	return &api.PromotedFrom{From: string(p.From), Generation: p.Generation, HealthyForMS: p.HealthyForMS}
+}
