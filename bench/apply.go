@@ -409,24 +409,3 @@ type accessLine struct {
 	Time     time.Time `json:"time"`
 	Instance string    `json:"instance"`
 }
-
-// completed waits for the end of the rollout.
-func (a *applier) completed(ctx context.Context, accepted api.Accepted) error {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
-	defer cancel()
-	for event, err := range a.client.Events(ctx, client.EventsQuery{Env: benchEnv, Since: &accepted.Entry}) {
-		if err != nil {
-			return err
-		}
-		if event.Entry == nil {
-			continue
-		}
-		switch event.Entry.Kind {
-		case "deploy.complete":
-			return nil
-		case "deploy.fail", "deploy.revert":
-			return fmt.Errorf("generation %d: %s %s", accepted.Generation, event.Entry.Kind, event.Entry.Data)
-		}
-	}
-	return ctx.Err()
-}

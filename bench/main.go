@@ -47,6 +47,7 @@ var sections = []section{
 	{"server", "Server: start and memory", benchServer},
 	{"drift", "Drift: what measuring costs", benchDrift},
 	{"detect", "Tampering: from the act of root on the machine to the durable entry that tells it", benchDetect},
+	{"fork", "Fork of an environment of 5 components, and bisection of its history", benchFork},
 	{"govern", "Governance: authorised requests at the gate, and a policy decision", benchGovern},
 }
 
