@@ -10,6 +10,7 @@ import (
 const (
 	VolumesEmpty    = "empty"
 	VolumesSnapshot = "snapshot"
+	VolumesCopy     = "copy"
 )
 
 // ForkRequest asks for an environment that runs the release of another.
@@ -18,7 +19,7 @@ type ForkRequest struct {
 	Generation int           `json:"generation,omitempty" minimum:"0" doc:"Generation of it; absent: its head."`
 	Bundle     digest.Digest `json:"bundle,omitempty" pattern:"^sha256:[0-9a-f]{64}$" doc:"For a preview: bundle that is evaluated for that environment, and run as the fork; absent: the generation's release."`
 	Release    digest.Digest `json:"release,omitempty" pattern:"^sha256:[0-9a-f]{64}$" doc:"Of a preview: digest of the release that the client evaluated."`
-	Volumes    string        `json:"volumes,omitempty" enum:"empty,snapshot" doc:"How its volumes begin: empty, or as copies of those of the environment, which needs the permission exec there. Absent: empty."`
+	Volumes    string        `json:"volumes,omitempty" enum:"empty,snapshot,copy" doc:"How its volumes begin: empty; as copies of the newest snapshots of the environment's volumes; or of what is in them now, while it is written to. Copies need the permission exec there. Absent: empty."`
 	TTLMS      int64         `json:"ttl_ms" minimum:"1" maximum:"7776000000" doc:"Milliseconds after which it is destroyed, with its volumes."`
 	Reason     string        `json:"reason,omitempty" maxLength:"4096" doc:"Why; recorded in the ledger."`
 	How
@@ -30,7 +31,7 @@ type Fork struct {
 	Generation int       `json:"generation,omitempty" doc:"Generation of it; absent: a preview, whose release was no head there."`
 	Owner      string    `json:"owner" doc:"Who asked for it."`
 	ExpiresAt  time.Time `json:"expires_at" doc:"When it is destroyed."`
-	Volumes    string    `json:"volumes" enum:"empty,snapshot" doc:"How its volumes began."`
+	Volumes    string    `json:"volumes" enum:"empty,snapshot,copy" doc:"How its volumes began."`
 	Secrets    []string  `json:"secrets" doc:"Names of its own secrets that take the place of the release's."`
 }
 

@@ -122,10 +122,11 @@ type Notice struct {
 // Environment is all that is known of an environment now.
 type Environment struct {
 	EnvironmentSummary
-	Components []Component `json:"components" doc:"Components of the head, and those that still have instances, sorted by name."`
-	Instances  []Instance  `json:"instances" doc:"Every instance, sorted by component, generation and id."`
-	Routes     []Route     `json:"routes" doc:"How to reach it from outside, sorted by name."`
-	LedgerSize uint64      `json:"ledger_size" doc:"Size of the ledger that this answer is the fold of; events can be read from here."`
+	Components []Component  `json:"components" doc:"Components of the head, and those that still have instances, sorted by name."`
+	Instances  []Instance   `json:"instances" doc:"Every instance, sorted by component, generation and id."`
+	Routes     []Route      `json:"routes" doc:"How to reach it from outside, sorted by name."`
+	Copies     []VolumeCopy `json:"copies,omitempty" doc:"Copies of volumes that are under way."`
+	LedgerSize uint64       `json:"ledger_size" doc:"Size of the ledger that this answer is the fold of; events can be read from here."`
 }
 
 // Component is a component of an environment.
@@ -245,9 +246,23 @@ type Plan struct {
 	Replaces       int           `json:"replaces" doc:"Things that are replaced (+/-)."`
 	Removes        int           `json:"removes" doc:"Things that are retired (-)."`
 	Unchanged      int           `json:"unchanged" doc:"Components that stay as they are."`
+	Volumes        []PlanVolume  `json:"volumes,omitempty" doc:"Of a rollback with data: what happens to each volume's data."`
 	Steps          []int         `json:"steps" doc:"Percent of traffic, step by step, for what starts beside; the last is 100."`
 	Governed       bool          `json:"governed,omitempty" doc:"Whether applying it proposes a change that waits for approvals."`
 	Decisions      []Decision    `json:"decisions,omitempty" doc:"What the policies say of it now."`
+}
+
+// PlanVolume is what a rollback does to the data of a volume.
+type PlanVolume struct {
+	Component  string     `json:"component" example:"db" doc:"Component."`
+	Volume     string     `json:"volume" example:"data" doc:"Volume."`
+	Stays      bool       `json:"stays,omitempty" doc:"Whether its data stay: no other version of the component has had it since."`
+	Version    int        `json:"version,omitempty" doc:"Version that it gets a copy of."`
+	Snapshot   int        `json:"snapshot,omitempty" doc:"Snapshot that it gets a copy of."`
+	Generation int        `json:"generation,omitempty" doc:"Generation that was the last to leave it so."`
+	At         *time.Time `json:"at,omitempty" doc:"Since when it is so. What was written later is not seen any more."`
+	Bytes      int64      `json:"bytes,omitempty" doc:"Bytes of its files; absent: not measured."`
+	Keeps      int        `json:"keeps,omitempty" doc:"Version that keeps what there is now; absent: there is nothing."`
 }
 
 // Actions of a Change.
@@ -309,9 +324,17 @@ type How struct {
 
 // RollbackRequest asks to move the head back to the release of an earlier generation.
 type RollbackRequest struct {
-	To     int    `json:"to,omitempty" minimum:"0" doc:"Generation whose release becomes the head again; 0: the last one before the head that completed with another release."`
-	Reason string `json:"reason,omitempty" maxLength:"4096" doc:"Why; recorded in the ledger."`
+	To         int           `json:"to,omitempty" minimum:"0" doc:"Generation whose release becomes the head again; 0: the last one before the head that completed with another release."`
+	WithData   bool          `json:"with_data,omitempty" doc:"Have the volumes get what that generation left in them, as new versions. What was written since is kept as the old version, and not seen any more."`
+	PlanDigest digest.Digest `json:"plan_digest,omitempty" doc:"Digest of the plan that was looked at: nothing else is done. Required with with_data."`
+	Reason     string        `json:"reason,omitempty" maxLength:"4096" doc:"Why; recorded in the ledger."`
 	How
+}
+
+// RollbackPlanRequest asks what a rollback would do.
+type RollbackPlanRequest struct {
+	To       int  `json:"to,omitempty" minimum:"0" doc:"As in a rollback."`
+	WithData bool `json:"with_data,omitempty" doc:"As in a rollback."`
 }
 
 // DestroyRequest asks to retire all that an environment runs.

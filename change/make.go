@@ -14,7 +14,7 @@ func MakePlan(current Current, proposed Proposed) Plan {
 	next := proposed.Record
 	p := Plan{
 		V: 1, App: next.App, Env: next.Env, Base: current.Base,
-		Bundle: next.Bundle, Release: proposed.Digest,
+		Bundle: next.Bundle, Release: proposed.Digest, Volumes: proposed.Volumes,
 		Steps: append(append([]int{}, next.Rollout.Canary...), 100),
 	}
 	if current.Base.Release == proposed.Digest {

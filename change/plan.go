@@ -20,6 +20,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
+	"time"
 
 	"github.com/invarhq/invar/digest"
 	"github.com/invarhq/invar/fault"
@@ -46,7 +48,10 @@ type Plan struct {
 	Rollout   []release.Cause `json:"rollout,omitempty"`  // in how, not in what; "outcome" when a failed rollout is tried again
 	Platform  []PlatformItem  `json:"platform,omitempty"` // blocks of the platform's definition, by kind and name
 	Unchanged int             `json:"unchanged"`          // components that stay as they are
-	Steps     []int           `json:"steps"`              // percent of traffic, step by step, for what starts beside; the last is 100
+
+	Volumes []VolumeItem `json:"volumes,omitempty"` // of a rollback with data: every volume of the release, by component and name
+
+	Steps []int `json:"steps"` // percent of traffic, step by step, for what starts beside; the last is 100
 }
 
 // Base is what a plan was made against.
@@ -96,6 +101,19 @@ type RouteItem struct {
 	Causes []release.Cause `json:"causes,omitempty"`
 }
 
+// VolumeItem is what happens to a volume's data. What it has now is kept in any case.
+type VolumeItem struct {
+	Component  spec.ComponentName `json:"component"`
+	Volume     spec.VolumeName    `json:"volume"`
+	Stays      bool               `json:"stays,omitempty"`      // nothing happens: no other version of the component has had it since
+	Version    int                `json:"version,omitempty"`    // it gets a copy of this version
+	Snapshot   int                `json:"snapshot,omitempty"`   // or of this snapshot
+	Generation int                `json:"generation,omitempty"` // that was the last to leave it so
+	At         time.Time          `json:"at,omitzero"`          // since when it is so: what was written later is not seen any more
+	Bytes      int64              `json:"bytes,omitempty"`      // of files, where that was measured
+	Keeps      int                `json:"keeps,omitempty"`      // the version that has what there is now
+}
+
 // PlatformItem is what happens to a block of the platform's definition.
 type PlatformItem struct {
 	Action Action          `json:"action"`
@@ -105,7 +123,14 @@ type PlatformItem struct {
 }
 
 // Empty reports whether the plan does nothing.
-func (p Plan) Empty() bool { return len(p.Items)+len(p.Routes)+len(p.Rollout)+len(p.Platform) == 0 }
+func (p Plan) Empty() bool {
+	return len(p.Items)+len(p.Routes)+len(p.Rollout)+len(p.Platform) == 0 && !p.Restores()
+}
+
+// Restores reports whether a volume gets other data.
+func (p Plan) Restores() bool {
+	return slices.ContainsFunc(p.Volumes, func(v VolumeItem) bool { return !v.Stays })
+}
 
 // Count returns how many items, routes and blocks of the platform are added, replaced and removed.
 func (p Plan) Count() (adds, replaces, removes int) {
@@ -206,6 +231,8 @@ func (p Plan) StaleRelease(d digest.Digest) error {
 type Proposed struct {
 	Digest digest.Digest
 	Record release.Record
+
+	Volumes []VolumeItem // whose data go back as well
 }
 
 // Current is what the environment has at the time of the plan. Its Record is the zero value when Base.Release is "".

@@ -191,7 +191,7 @@ func (a *app) root() *cobra.Command {
 	group(root, "start", a.demoCommand(), a.initCommand(), a.serverCommand())
 	group(root, "app", a.fmtCommand(), a.validateCommand(), a.lockCommand(), a.buildCommand(), a.policyCommand())
 	group(root, "env", a.planCommand(), a.applyCommand(), a.promoteCommand(), a.forkCommand(), a.bisectCommand(), a.statusCommand(), a.historyCommand(), a.showCommand(),
-		a.diffCommand(), a.rollbackCommand(), a.confirmCommand(), a.logsCommand(), a.execCommand(), a.secretCommand(), a.destroyCommand())
+		a.diffCommand(), a.rollbackCommand(), a.volumeCommand(), a.confirmCommand(), a.logsCommand(), a.execCommand(), a.secretCommand(), a.destroyCommand())
 	group(root, "govern", a.loginCommand(), a.logoutCommand(), a.whoamiCommand(), a.tokenCommand(), a.changeCommand(), a.releaseCommand(), a.eraseCommand())
 	group(root, "proof", a.verifyCommand(), a.driftCommand(), a.reproduceCommand(), a.sbomCommand(), a.ledgerCommand(), a.recordingCommand(), a.witnessCommand(), a.evidenceCommand())
 	root.AddCommand(a.gatewayCommand(), a.manCommand())

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"strings"
@@ -17,6 +18,7 @@ import (
 
 // forkFlags are those of what makes a fork.
 type forkFlags struct {
+	volumes string
 	ttl     string
 	secrets []string
 	detach  bool
@@ -36,11 +38,15 @@ func (a *app) forkCommand() *cobra.Command {
 		Use:   "fork ENV[@GENERATION] NEW",
 		Short: "Run the release of an environment in a new one, for a while",
 		Long: `Fork makes the environment NEW with the release that ENV has, the same digest, or that it had as GENERATION. Nothing in
-ENV changes. The fork has routes of its own (http://ROUTE.NEW.localhost; TCP routes are left out), empty volumes of its own, and
+ENV changes. The fork has routes of its own (http://ROUTE.NEW.localhost; TCP routes are left out), volumes of its own, and
 secrets of its own or none: never those of ENV. It is destroyed when its time is over, or by "invar destroy NEW".
 
-It needs the permission read in ENV and apply in NEW, and the rules for NEW apply to it: grants and rules can name
-patterns, as fork-*.`,
+Its volumes are empty; or with --volumes snapshot copies of the newest snapshots, which were taken when nobody wrote; or with --volumes copy
+copies of what is there, while ENV goes on and writes: what changes meanwhile is copied again, up to three times, and if something still
+changed, it says so: then the copy is of no one moment, and a database may find it broken.
+
+It needs the permission read in ENV and apply in NEW, for copies also exec in ENV: they show what a shell beside the data would. The rules for
+NEW apply to it: grants and rules can name patterns, as fork-*.`,
 		Args: cobra.ExactArgs(2),
 		RunE: func(c *cobra.Command, args []string) error {
 			from, err := api.ParseRef(args[0])
@@ -59,6 +65,7 @@ patterns, as fork-*.`,
 		},
 	}
 	f.own(c, "")
+	c.Flags().StringVar(&f.volumes, "volumes", api.VolumesEmpty, "how its volumes begin: `empty`, or as copies: snapshot (the newest snapshots) or copy (what is there now)")
 	c.Flags().BoolVar(&f.detach, "detach", false, "do not wait until it is healthy")
 	c.Flags().StringVar(&f.reason, "reason", "", "why; recorded in the ledger")
 	how = howFlags(c, false)
@@ -76,7 +83,7 @@ func (a *app) fork(ctx context.Context, cl *client.Client, env string, req api.F
 		return err
 	}
 	defer clearSecrets(values)
-	req.TTLMS, req.Volumes, req.Reason = ttl.Milliseconds(), api.VolumesEmpty, f.reason
+	req.TTLMS, req.Volumes, req.Reason = ttl.Milliseconds(), cmp.Or(f.volumes, api.VolumesEmpty), f.reason
 	if err := a.setSecrets(ctx, cl, env, values); err != nil {
 		return err
 	}
@@ -93,6 +100,11 @@ func (a *app) fork(ctx context.Context, cl *client.Client, env string, req api.F
 	}
 	for _, r := range made.Routes {
 		fmt.Fprintln(a.Stdout, r.URL)
+	}
+	if req.Volumes == api.VolumesCopy {
+		if err := a.warnOfUnsettled(ctx, cl, env); err != nil {
+			return err
+		}
 	}
 	if made.Fork != nil {
 		fmt.Fprintf(a.Stderr, "%s is a fork of %s until %s\n", env, made.Fork.From, made.Fork.ExpiresAt.Local().Format(time.DateTime))

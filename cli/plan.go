@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -215,7 +216,7 @@ func loadPlan(file, env string) (api.Plan, error) {
 
 // renderPlan writes the plan for people.
 func (a *app) renderPlan(w io.Writer, st style, p api.Plan) {
-	if len(p.Changes) == 0 {
+	if len(p.Changes)+len(p.Volumes) == 0 {
 		fmt.Fprintf(w, "%s: nothing to change; generation %d already is release %s\n", p.Env, p.BaseGeneration, p.BaseRelease.Short())
 		return
 	}
@@ -223,6 +224,7 @@ func (a *app) renderPlan(w io.Writer, st style, p api.Plan) {
 	for _, ch := range p.Changes {
 		renderChange(w, st, ch)
 	}
+	renderPlanVolumes(w, st, p.Volumes, time.Now())
 	if p.Env == string(platform.Env) {
 		fmt.Fprintf(w, "\n%d to add (+), %d to replace (+/-), %d to remove (-).\n", p.Adds, p.Replaces, p.Removes)
 	} else {

@@ -125,6 +125,9 @@ func renderHead(w io.Writer, st style, env api.Environment) {
 	if v := env.Verified; v != nil {
 		fmt.Fprintf(w, "  verified %s ago: %s\n", age(v.At), verifiedWord(st, *v))
 	}
+	for _, c := range env.Copies {
+		fmt.Fprintf(w, "  copying volume %s/%s to %s: %s of %s\n", c.Component, c.Volume, c.To, size(c.Done), size(c.Total))
+	}
 	for _, n := range env.Notices {
 		fmt.Fprintf(w, "  %s %s\n", st.warn(n.Kind+":"), n.Text)
 	}
@@ -461,16 +464,31 @@ func ofPlatform(c api.Change) bool {
 func (a *app) rollbackCommand() *cobra.Command {
 	var to int
 	var reason string
-	var yes, detach bool
+	var yes, detach, withData bool
 	var how func() (api.How, error)
 	c := &cobra.Command{
 		Use:   "rollback ENV",
 		Short: "Move the environment back to an earlier release",
 		Long: `Rollback makes a new generation with the release of an earlier one: of --to, else of the last that
 completed before the head. While the old instances are warm, only the traffic switches. Configuration,
-images and topology go back together, since a release holds them all; volumes keep their data.`,
+images and topology go back together, since a release holds them all; volumes keep their data.
+
+With --with-data the volumes get what that generation left in them, from the snapshots that were taken before a change. What was written
+since is not seen any more, and is kept as the old version of the volume. It shows of each volume from when its data are, asks for the
+environment's name, and is refused where nothing is kept.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
+			if withData {
+				cl, err := a.client()
+				if err != nil {
+					return err
+				}
+				special, err := how()
+				if err != nil {
+					return err
+				}
+				return a.rollbackWithData(c.Context(), cl, args[0], to, yes, detach, api.RollbackRequest{To: to, Reason: reason, How: special})
+			}
 			if !yes {
 				if err := a.confirm("Roll "+args[0]+" back?", "invar rollback "+args[0]+" --yes"); err != nil {
 					return err
@@ -492,6 +510,7 @@ images and topology go back together, since a release holds them all; volumes ke
 		},
 	}
 	c.Flags().IntVar(&to, "to", 0, "`GENERATION` to go back to")
+	c.Flags().BoolVar(&withData, "with-data", false, "take the data of its volumes back as well; what was written since is kept, and not seen any more")
 	c.Flags().StringVar(&reason, "reason", "", "why; recorded in the ledger")
 	c.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
 	c.Flags().BoolVar(&detach, "detach", false, "do not wait for the rollout")

@@ -361,6 +361,15 @@ func describe(e api.Entry) string {
 		return fmt.Sprintf("rollback generation %d, release %s of generation %d", d.Generation, short(d.Release), d.To) + d.special()
 	case "change.destroy":
 		return fmt.Sprintf("destroy  generation %d%s", d.Generation, map[bool]string{true: ", with its volumes"}[d.Volumes]) + d.special()
+	case "volume.copy", "volume.copied", "volume.fail", "volume.switch", "volume.deleted":
+		return describeCopy(e, because)
+	case "volume.delete":
+		var v struct {
+			Component, Volume string
+			Version, Snapshot int
+		}
+		_ = json.Unmarshal(e.Data, &v) // zeros are shown of what can't be read
+		return fmt.Sprintf("delete   %s of volume %s/%s", placeName(v.Version, v.Snapshot), v.Component, v.Volume)
 	case "volume.destroy":
 		return "deleted  volumes"
 	case "instance.create":
@@ -397,6 +406,62 @@ func describe(e api.Entry) string {
 		return fmt.Sprintf("revert   as generation %d%s", d.Generation, because)
 	}
 	return describeGovernance(e, d, because)
+}
+
+// describeCopy says what an entry about a copy of a volume means.
+func describeCopy(e api.Entry, because string) string {
+	type place struct {
+		Env      string
+		Version  int
+		Snapshot int
+	}
+	var d struct {
+		Copy struct {
+			Component, Volume string
+			From              *place
+			To                place
+			Content           *struct {
+				Bytes   int64
+				Files   int
+				Changed int
+			}
+		}
+	}
+	_ = json.Unmarshal(e.Data, &d) // zeros are shown of what can't be read
+	c := d.Copy
+	to := fmt.Sprintf("volume %s/%s, %s", c.Component, c.Volume, placeName(c.To.Version, c.To.Snapshot))
+	switch e.Kind {
+	case "volume.copy":
+		from := ""
+		if c.From != nil {
+			from = " from " + placeName(c.From.Version, c.From.Snapshot)
+			if c.From.Env != "" {
+				from += " of " + c.From.Env
+			}
+		}
+		return "copy     " + to + from
+	case "volume.copied":
+		text := "copied   " + to
+		if c.Content != nil {
+			text += fmt.Sprintf(": %s, %s", size(c.Content.Bytes), plural(c.Content.Files, "file"))
+			if c.Content.Changed > 0 {
+				text += fmt.Sprintf("; %s still changed", plural(c.Content.Changed, "file"))
+			}
+		}
+		return text
+	case "volume.switch":
+		return "switch   " + to
+	case "volume.deleted":
+		return "deleted  " + to
+	}
+	return "failed   copy to " + to + because
+}
+
+func placeName(version, snapshot int) string {
+	if snapshot > 0 {
+		return fmt.Sprint("snapshot ", snapshot)
+	}
+	return fmt.Sprint("version ", version)
 }
 
 // describeGovernance says what an entry about a change, or about access, means.

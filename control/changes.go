@@ -44,7 +44,8 @@ type intent struct {
 	known   []state.Entry // that make bundle and release known, where they are not
 	fork    *state.ForkOf // of a fork, whose record is as the fork has it
 
-	promoted *state.Promoted // of an apply: from where; nil: it is applied as any
+	restore  []deploy.Restore // of a rollback: volumes that get other data
+	promoted *state.Promoted  // of an apply: from where; nil: it is applied as any
 }
 
 func (in intent) what() platform.Case {
@@ -55,6 +56,9 @@ func (in intent) what() platform.Case {
 func (s *Service) decideMove(ctx context.Context, by Actor, in intent) (Moved, error) {
 	if in.how.Emergency && strings.TrimSpace(in.reason) == "" {
 		return Moved{}, fault.WithHint(fault.Errorf(fault.Invalid, "an emergency needs a reason"), "say why with --reason")
+	}
+	if in.how.Confirm > 0 && len(in.restore) > 0 {
+		return Moved{}, fault.WithHint(fault.Errorf(fault.Invalid, "data that were taken back do not come again when nobody confirms it"), "leave out --with-data or --confirm-within")
 	}
 	if in.how.Confirm > 0 && in.volumes {
 		return Moved{}, fault.WithHint(fault.Errorf(fault.Invalid, "volumes that are deleted do not come back when nobody confirms it"), "leave out --volumes or --confirm-within")
@@ -69,16 +73,11 @@ func (s *Service) decideMove(ctx context.Context, by Actor, in intent) (Moved, e
 	if err != nil {
 		return Moved{}, err
 	}
-	if !waits(s.State(), by, in) {
-		if err := s.snapshot(ctx, in); err != nil {
-			return Moved{}, err
-		}
-	}
 	return s.move(ctx, in.env, func(now state.State, env state.Environment) ([]state.Entry, error) {
 		if err := errors.Join(s.still(now, env, in, verdict), s.promoted(now, &in)); err != nil {
 			return nil, err
 		}
-		if in.release != "" && unchanged(env, in.release) {
+		if in.release != "" && unchanged(env, in.release) && len(in.restore) == 0 {
 			return nil, nil
 		}
 		if in.kind == state.MovedByApply { // what was approved since is carried out as it is
@@ -207,7 +206,7 @@ func (s *Service) requestEntries(now state.State, by Actor, in intent, rules pla
 	n := now.LastChange() + 1
 	e := s.entry(by, in.env, state.ChangeRequest{
 		Change: n, Move: in.kind, App: in.app, Base: in.base, Release: in.release, Bundle: in.bundle, Plan: in.planned.Digest,
-		To: in.to, Volumes: in.volumes, ConfirmMS: in.how.Confirm.Milliseconds(), Definition: def, Fork: in.fork, Promoted: in.promoted,
+		To: in.to, Volumes: in.volumes, ConfirmMS: in.how.Confirm.Milliseconds(), Definition: def, Fork: in.fork, Restore: in.restore, Promoted: in.promoted,
 	})
 	if expires := rules.Expires(in.env); expires > 0 {
 		d := e.Data.(state.ChangeRequest)
@@ -233,7 +232,7 @@ func (s *Service) moveEntries(now state.State, by Actor, env state.Environment, 
 			ForkOf: *in.fork, ExpiresAt: e.Time.Add(time.Duration(in.fork.TTLMS) * time.Millisecond), Governed: g}
 		e.Body = &state.Body{Digest: in.planned.Digest, Size: int64(len(in.planned.encoded)), Type: change.TypePlan}
 	case state.MovedByRollback:
-		e.Data = state.Rollback{App: in.app, Generation: next, Base: in.base, To: in.to, Release: in.release, Bundle: in.bundle, Governed: g}
+		e.Data = state.Rollback{App: in.app, Generation: next, Base: in.base, To: in.to, Release: in.release, Bundle: in.bundle, Restore: in.restore, Governed: g}
 	default:
 		e.Data = state.Destroy{App: in.app, Generation: next, Base: in.base, Volumes: in.volumes, Governed: g}
 		e.Subject[0].Digest = env.Head.Release
@@ -388,9 +387,6 @@ func (s *Service) carryOut(ctx context.Context, by Actor, n state.ChangeNumber, 
 	if err != nil {
 		return Moved{}, err
 	}
-	if err := s.snapshot(ctx, in); err != nil {
-		return Moved{}, err
-	}
 	return s.move(ctx, in.env, func(now state.State, env state.Environment) ([]state.Entry, error) {
 		c, err := openChange(now, n, s.config.Now())
 		if err != nil {
@@ -419,7 +415,7 @@ func (s *Service) carryOut(ctx context.Context, by Actor, n state.ChangeNumber, 
 
 // intentOf returns the move that a change proposes.
 func (s *Service) intentOf(c state.Change) (intent, error) {
-	in := intent{env: c.Env, kind: c.Move, app: c.App, base: c.Base, release: c.Release, bundle: c.Bundle, to: c.To, volumes: c.Volumes, fork: c.Fork, promoted: c.Promoted,
+	in := intent{env: c.Env, kind: c.Move, app: c.App, base: c.Base, release: c.Release, bundle: c.Bundle, to: c.To, volumes: c.Volumes, fork: c.Fork, restore: c.Restore, promoted: c.Promoted,
 		reason: c.Reason, how: How{Confirm: time.Duration(c.ConfirmMS) * time.Millisecond}}
 	if c.Release != "" {
 		var err error
@@ -544,7 +540,7 @@ func (s *Service) proposeReplacement(ctx context.Context, name spec.EnvName, rev
 	if !ok {
 		return 0, nil
 	}
-	in, err := s.rollbackIntent(now, env, target, "release "+revoked.Short()+" was revoked")
+	in, err := s.rollbackIntent(now, env, target, Back{Reason: "release " + revoked.Short() + " was revoked"})
 	if err != nil {
 		return 0, err
 	}

@@ -74,7 +74,6 @@ type Config struct {
 	Compares string        // how often every instance is compared with its release, for log.start entries: state.Never, or a duration; "": not told
 
 	Recordings Recordings // nil: no session can be opened
-	Snapshot   Snapshot   // nil: forks begin with empty volumes
 
 	// Init makes a new ledger in an empty store. Without it an empty store is refused: a ledger that
 	// is missing must not be taken for one that is new. With it, a store that has a ledger is refused.

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/invarhq/invar/change"
+	"github.com/invarhq/invar/deploy"
 	"github.com/invarhq/invar/digest"
 	"github.com/invarhq/invar/fault"
 	"github.com/invarhq/invar/platform"
@@ -20,9 +21,12 @@ import (
 // forkDomain is where forks have their routes: names under it lead to the machine itself (RFC 6761).
 const forkDomain = "localhost"
 
-// Snapshot makes the volumes of an environment that has none into copies of another's. What a copy that was cut short has left is
-// deleted first.
-type Snapshot func(ctx context.Context, from, to spec.EnvName) error
+// How the volumes of a fork begin.
+const (
+	VolumesEmpty    = ""
+	VolumesSnapshot = "snapshot" // as copies of the newest snapshots: of one moment, when nobody wrote
+	VolumesCopy     = "copy"     // as copies of what is there, which is being written to
+)
 
 // Fork asks for an environment that runs the release of another.
 type Fork struct {
@@ -31,7 +35,7 @@ type Fork struct {
 	Generation int           // of From; 0: its head
 	Bundle     digest.Digest // a preview: not a generation's release, but what this evaluates to for From; "": none
 	Release    digest.Digest // of a preview, what the client evaluated; "": whatever the server gets
-	Snapshot   bool          // begin with copies of From's volumes
+	Volumes    string        // how they begin
 	TTL        time.Duration
 	Reason     string
 	How        How
@@ -136,8 +140,12 @@ func (s *Service) forkIntent(now state.State, by Actor, f Fork, source forked) (
 	if err != nil {
 		return intent{}, err
 	}
-	of := &state.ForkOf{From: f.From, FromGeneration: source.generation, Of: source.record.Env, Domain: forkDomain, Secrets: secrets,
-		Snapshot: f.Snapshot, TTLMS: f.TTL.Milliseconds(), Owner: by.Who()}
+	copies, err := copiesOf(environment(now, f.From).Environment, f.Volumes, source.record)
+	if err != nil {
+		return intent{}, err
+	}
+	of := &state.ForkOf{From: f.From, FromGeneration: source.generation, Of: source.record.Env, Domain: forkDomain, Secrets: secrets, Restore: copies,
+		TTLMS: f.TTL.Milliseconds(), Owner: by.Who()}
 	record := of.Over(f.Env, source.record)
 	if err := errors.Join(env.Becomes(state.MovedByFork, of), allowed(now, env, record), notRevoked(now, source.release),
 		s.lasting(source.record), s.presentAll(source.record)); err != nil {
@@ -187,16 +195,33 @@ func (s *Service) endFork(ctx context.Context, name spec.EnvName) error {
 	return nil
 }
 
-// snapshot copies volumes, where the fork is to begin with them.
-func (s *Service) snapshot(ctx context.Context, in intent) error {
-	if in.fork == nil || !in.fork.Snapshot {
-		return nil
+// copiesOf returns what the volumes of a release begin with in a fork. A volume that the source never had begins empty.
+func copiesOf(from deploy.Environment, how string, r release.Record) ([]deploy.Restore, error) {
+	var list []deploy.Restore
+	var missing []string
+	for _, p := range r.Components {
+		for _, vol := range p.Component.Volumes {
+			v := from.Data[deploy.IDOf(p.Component.Name, vol.Name)]
+			c := deploy.Restore{Component: p.Component.Name, Volume: vol.Name, From: deploy.Place{Env: from.Name, Version: v.Current}, Live: true}
+			if v.Current == 0 || how == VolumesEmpty {
+				continue
+			}
+			if how == VolumesSnapshot {
+				k, ok := v.Newest()
+				if !ok {
+					missing = append(missing, string(deploy.IDOf(p.Component.Name, vol.Name)))
+				}
+				c.From, c.Live = deploy.Place{Env: from.Name, Snapshot: k.Number}, false
+			}
+			list = append(list, c)
+		}
 	}
-	if s.config.Snapshot == nil {
-		return fault.Errorf(fault.Invalid, "this server can't copy volumes")
+	if missing != nil {
+		return nil, fault.WithHint(fault.Errorf(fault.NotFound, "environment %s has no snapshot of %s", from.Name, strings.Join(missing, ", ")),
+			"a volume with snapshot = \"before-change\" has one after its first change; --volumes copy takes what is there now")
 	}
-	if err := s.config.Snapshot(ctx, in.fork.From, in.env); err != nil {
-		return fmt.Errorf("copying the volumes of environment %s: %w", in.fork.From, err)
-	}
-	return nil
+	slices.SortFunc(list, func(a, b deploy.Restore) int {
+		return strings.Compare(string(deploy.IDOf(a.Component, a.Volume)), string(deploy.IDOf(b.Component, b.Volume)))
+	})
+	return list, nil
 }

@@ -188,15 +188,14 @@ func TestAnEnvironmentIsAForkOrItIsNot(t *testing.T) {
 	d.apply("staging", other)
 	d.mustFork("prod", "fork-a")
 	for what, err := range map[string]error{
-		"over an environment":   second(d.fork("prod", "staging")),
-		"of itself":             second(d.fork("prod", "prod")),
-		"of another":            second(d.fork("staging", "fork-a")),
-		"apply to a fork":       second(d.propose("fork-a", other)),
-		"of the platform":       second(d.fork("platform", "fork-b")),
-		"of what there is not":  second(d.fork("nowhere", "fork-b")),
-		"without an end":        second(d.fork("prod", "fork-b", func(f *control.Fork) { f.TTL = 0 })),
-		"with an end too late":  second(d.fork("prod", "fork-b", func(f *control.Fork) { f.TTL = state.MaxForkTTL + 1 })),
-		"with a copy, too late": second(d.fork("prod", "fork-a", func(f *control.Fork) { f.Snapshot = true; f.Bundle = d.push(shop("3")) })),
+		"over an environment":  second(d.fork("prod", "staging")),
+		"of itself":            second(d.fork("prod", "prod")),
+		"of another":           second(d.fork("staging", "fork-a")),
+		"apply to a fork":      second(d.propose("fork-a", other)),
+		"of the platform":      second(d.fork("platform", "fork-b")),
+		"of what there is not": second(d.fork("nowhere", "fork-b")),
+		"without an end":       second(d.fork("prod", "fork-b", func(f *control.Fork) { f.TTL = 0 })),
+		"with an end too late": second(d.fork("prod", "fork-b", func(f *control.Fork) { f.TTL = state.MaxForkTTL + 1 })),
 	} {
 		if err == nil {
 			t.Errorf("%s: accepted", what)

@@ -301,31 +301,32 @@ func (m *Moved) target(e state.Entry, at int64) {
 // that completed with another release. It fails with fault.NotFound when there is no such generation. Going back to what
 // the head is already changes nothing.
 func (s *Service) Rollback(ctx context.Context, by Actor, name spec.EnvName, to int, reason string, how How) (Moved, error) {
-	moved, err := again(func() (Moved, error) { return s.rollback(ctx, by, name, to, reason, how) })
-	if err != nil {
-		return Moved{}, fmt.Errorf("rolling back environment %s: %w", name, err)
-	}
-	return moved, nil
+	return s.GoBack(ctx, by, Back{Env: name, To: to, Reason: reason, How: how})
 }
 
-func (s *Service) rollback(ctx context.Context, by Actor, name spec.EnvName, to int, reason string, how How) (Moved, error) {
+func (s *Service) rollback(ctx context.Context, by Actor, b Back) (Moved, error) {
 	now := s.State()
-	env := environment(now, name)
-	target, err := rollbackTarget(now, env, to)
+	env := environment(now, b.Env)
+	target, err := rollbackTarget(now, env, b.To)
 	if err != nil {
 		return Moved{}, err
 	}
-	if unchanged(env, target.Release) {
+	if unchanged(env, target.Release) && !b.WithData {
 		return stays(env), nil
 	}
 	if err := s.present(target.Release); err != nil {
 		return Moved{}, err
 	}
-	in, err := s.rollbackIntent(now, env, target, reason)
+	in, err := s.rollbackIntent(now, env, target, b)
 	if err != nil {
 		return Moved{}, err
 	}
-	in.how = how
+	if unchanged(env, target.Release) && len(in.restore) == 0 {
+		return stays(env), nil
+	}
+	if b.Plan != "" && b.Plan != in.planned.Digest {
+		return Moved{}, fault.WithHint(fault.Errorf(fault.Conflict, "the plan is stale: it is %s, the plan now would be %s", b.Plan.Short(), in.planned.Digest.Short()), "look at a new one")
+	}
 	if err := s.put(ctx, in.planned.Digest, in.planned.encoded); err != nil {
 		return Moved{}, fmt.Errorf("storing plan %s: %w", in.planned.Digest, err)
 	}
@@ -333,7 +334,7 @@ func (s *Service) rollback(ctx context.Context, by Actor, name spec.EnvName, to 
 }
 
 // rollbackIntent returns the move back to a generation, with its plan.
-func (s *Service) rollbackIntent(now state.State, env state.Environment, target state.Generation, reason string) (intent, error) {
+func (s *Service) rollbackIntent(now state.State, env state.Environment, target state.Generation, b Back) (intent, error) {
 	record, err := s.records.get(target.Release)
 	if err != nil {
 		return intent{}, err
@@ -344,9 +345,16 @@ func (s *Service) rollbackIntent(now state.State, env state.Environment, target 
 	if err := errors.Join(env.Becomes(state.MovedByRollback, nil), s.lasting(record), allowed(now, env, record)); err != nil {
 		return intent{}, err
 	}
-	planned, err := planTo(env, change.Proposed{Digest: target.Release, Record: record})
-	return intent{env: env.Name, kind: state.MovedByRollback, app: target.App, base: env.Head.Number, release: target.Release, bundle: target.Bundle,
-		to: target.Number, record: record, planned: planned, reason: reason}, err
+	in := intent{env: env.Name, kind: state.MovedByRollback, app: target.App, base: env.Head.Number, release: target.Release, bundle: target.Bundle,
+		to: target.Number, record: record, reason: b.Reason, how: b.How}
+	next := change.Proposed{Digest: target.Release, Record: record}
+	if b.WithData {
+		if in.restore, next.Volumes, err = restores(env.Environment, target.Number, record); err != nil {
+			return in, err
+		}
+	}
+	in.planned, err = planTo(env, next)
+	return in, err
 }
 
 func rollbackTarget(now state.State, env state.Environment, to int) (state.Generation, error) {

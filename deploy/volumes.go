@@ -85,6 +85,13 @@ type Copy struct {
 	Content    *Content           `json:"content,omitempty"`    // of one that is complete
 }
 
+// Progress says how far a copy is.
+type Progress struct {
+	Copy  Copy
+	Done  int64 // bytes
+	Total int64 // 0: not known yet
+}
+
 // Content is what a copy has.
 type Content struct {
 	Bytes   int64         `json:"bytes"` // of files, as their sizes say

@@ -217,7 +217,7 @@ func (a *auditor) forked(d state.Fork) {
 // mayFork checks the permissions that a fork needs in what it is a fork of.
 func (a *auditor) mayFork(d state.ForkOf) {
 	a.check("permission", a.mayIn(platform.Read, d.From))
-	if d.Snapshot {
+	if len(d.Restore) > 0 || d.Snapshot {
 		a.check("permission", a.mayIn(platform.Exec, d.From))
 	}
 }

@@ -20,9 +20,9 @@ const (
 	Plan           Permission = "plan"            // have a plan made, and push what it needs
 	Apply          Permission = "apply"           // propose a change, and carry out an approved one
 	Approve        Permission = "approve"         // approve and reject
-	Rollback       Permission = "rollback"        // go back to an earlier release
-	Destroy        Permission = "destroy"         // retire all that an environment runs, and its volumes
-	Exec           Permission = "exec"            // open a shell in an instance, which taints it
+	Rollback       Permission = "rollback"        // go back to an earlier release, also with data
+	Destroy        Permission = "destroy"         // retire all that an environment runs, and its volumes; delete what is kept of one
+	Exec           Permission = "exec"            // open a shell in an instance, which taints it; fork with copies of its data
 	Verify         Permission = "verify"          // measure what runs
 	Revoke         Permission = "release.revoke"  // block a release for good
 	FreezeOverride Permission = "freeze.override" // move a head though a freeze forbids it

@@ -28,15 +28,8 @@ type copying struct {
 	idle    bool // it ended, and is to be tried again
 }
 
-// CopyProgress says how far the copy of a volume is.
-type CopyProgress struct {
-	Copy  deploy.Copy
-	Done  int64 // bytes
-	Total int64 // 0: not known yet
-}
-
 // Copies returns how far the copies of an environment's volumes are, in order of volume.
-func (r *Reconciler) Copies(name spec.EnvName) []CopyProgress {
+func (r *Reconciler) Copies(name spec.EnvName) []deploy.Progress {
 	r.mu.Lock()
 	o := r.owners[name]
 	r.mu.Unlock()
@@ -45,13 +38,13 @@ func (r *Reconciler) Copies(name spec.EnvName) []CopyProgress {
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	var out []CopyProgress
+	var out []deploy.Progress
 	for _, c := range o.copies {
 		if !c.deletes && c.step == nil {
-			out = append(out, CopyProgress{c.copy, c.done, c.total})
+			out = append(out, deploy.Progress{Copy: c.copy, Done: c.done, Total: c.total})
 		}
 	}
-	slices.SortFunc(out, func(a, b CopyProgress) int {
+	slices.SortFunc(out, func(a, b deploy.Progress) int {
 		return cmp.Or(cmp.Compare(a.Copy.Component, b.Copy.Component), cmp.Compare(a.Copy.Volume, b.Copy.Volume))
 	})
 	return out

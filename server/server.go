@@ -190,7 +190,7 @@ func (s *Server) openAPI(ctx context.Context) (err error) {
 	s.loops = reconcile.New(reconcile.Config{Source: s.control.Rollouts(), Recorder: s.control, Host: s.host, Traffic: s.gateway, Secrets: s.secretOf, InspectEvery: s.config.InspectEvery,
 		Alarm: s.control.Beside(), Surroundings: []reconcile.Surrounding{s.host}, Log: s.log})
 	s.api, err = handler.New(handler.Config{
-		Control: s.control, Host: s.host, Source: s.data.store, Verifier: s.data.key.verifier, VKey: s.data.key.vkey, Log: s.log,
+		Control: s.control, Host: s.host, Copies: s.loops.Copies, Source: s.data.store, Verifier: s.data.key.verifier, VKey: s.data.key.vkey, Log: s.log,
 		Version: s.config.Version, DataFormat: DataFormat, StartedAt: s.started, Machine: s.machine(),
 		Cosigned: s.collect.Cosigned, Witnesses: s.witnesses,
 		Gateway: s.gateway.Status, Healthy: s.healthy, OIDC: s.identify, Names: s.names(), Attached: attachments(s.content), Registry: s.content.Handler(ctx), Recordings: s.openRecording,

@@ -46,6 +46,21 @@ func (c *Client) Apply(ctx context.Context, env string, req api.ApplyRequest) (a
 	return call[api.Accepted](ctx, c, http.MethodPost, api.EnvironmentPath(api.PathApply, env), nil, req)
 }
 
+// PlanRollback says what a rollback would do.
+func (c *Client) PlanRollback(ctx context.Context, env string, req api.RollbackPlanRequest) (api.Plan, error) {
+	return call[api.Plan](ctx, c, http.MethodPost, api.EnvironmentPath(api.PathRollbackPlan, env), nil, req)
+}
+
+// Volumes lists an environment's volumes.
+func (c *Client) Volumes(ctx context.Context, env string) (api.Volumes, error) {
+	return call[api.Volumes](ctx, c, http.MethodGet, api.EnvironmentPath(api.PathVolumes, env), nil, nil)
+}
+
+// DeleteVolume deletes a version or a snapshot of a volume for good.
+func (c *Client) DeleteVolume(ctx context.Context, env string, req api.VolumeDeleteRequest) (api.Volumes, error) {
+	return call[api.Volumes](ctx, c, http.MethodPost, api.EnvironmentPath(api.PathVolumeDelete, env), nil, req)
+}
+
 // Rollback moves the head back to the release of an earlier generation.
 func (c *Client) Rollback(ctx context.Context, env string, req api.RollbackRequest) (api.Accepted, error) {
 	return call[api.Accepted](ctx, c, http.MethodPost, api.EnvironmentPath(api.PathRollback, env), nil, req)

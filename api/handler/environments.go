@@ -53,6 +53,7 @@ func (h *Handler) registerEnvironments() {
 			return answerWith(h.history(spec.EnvName(in.Env)))
 		})
 	h.registerMoves()
+	h.registerVolumes()
 	h.registerForks()
 	h.registerMeasure()
 	h.registerDrifts()
@@ -90,8 +91,19 @@ func (h *Handler) registerMoves() {
 			if err != nil {
 				return nil, err
 			}
-			moved, err := h.config.Control.Rollback(ctx, actorFrom(ctx), spec.EnvName(in.Env), in.Body.To, in.Body.Reason, how)
+			moved, err := h.config.Control.GoBack(ctx, actorFrom(ctx), control.Back{Env: spec.EnvName(in.Env), To: in.Body.To, WithData: in.Body.WithData,
+				Plan: in.Body.PlanDigest, Reason: in.Body.Reason, How: how})
 			return answerWith(acceptedOf(moved), err)
+		})
+	register(h, envOp("plan-rollback", write, api.PathRollbackPlan, "Plan a rollback",
+		"Says what going back would do, and changes nothing. With data, it says of each volume what it would get, from when that is, and which version keeps what there is now. Refused with 404 when nothing is kept of what a volume had.", missing, stale),
+		func(ctx context.Context, in *envBody[api.RollbackPlanRequest]) (*body[api.Plan], error) {
+			planned, err := h.config.Control.PlanRollback(control.Back{Env: spec.EnvName(in.Env), To: in.Body.To, WithData: in.Body.WithData})
+			out := planview.Of(planned.Plan, planned.Digest)
+			if rules, ok := h.config.Control.State().Platform(); ok {
+				out.Governed = rules.Governed(spec.EnvName(in.Env))
+			}
+			return answerWith(out, err)
 		})
 	register(h, envOp("destroy", write, api.PathDestroy, "Retire all that an environment runs",
 		"Its history stays. Its volumes stay too, unless they are asked to be deleted.", missing, stale),
@@ -159,6 +171,7 @@ func (h *Handler) environment(ctx context.Context, name spec.EnvName) (api.Envir
 	st := h.config.Control.State()
 	rules, _ := st.Platform()
 	out := v.environment()
+	out.Copies = h.copiesOf(name)
 	out.Notices = noticesOf(st, v.env, rules, v.now)
 	return out, nil
 }

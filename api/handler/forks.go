@@ -30,11 +30,14 @@ func (h *Handler) registerForks() {
 }
 
 func (h *Handler) fork(ctx context.Context, name spec.EnvName, in api.ForkRequest) (api.Accepted, error) {
-	from, snapshot := spec.EnvName(in.From), in.Volumes == api.VolumesSnapshot
+	from, volumes := spec.EnvName(in.From), in.Volumes
+	if volumes == api.VolumesEmpty {
+		volumes = control.VolumesEmpty
+	}
 	if err := h.authorize(ctx, "fork", platform.Read, from); err != nil {
 		return api.Accepted{}, err
 	}
-	if snapshot { // whoever has a copy of the data may do with it as in a shell beside it
+	if volumes != control.VolumesEmpty { // whoever has a copy of the data may do with it as in a shell beside it
 		if err := h.authorize(ctx, "fork", platform.Exec, from); err != nil {
 			return api.Accepted{}, err
 		}
@@ -44,7 +47,7 @@ func (h *Handler) fork(ctx context.Context, name spec.EnvName, in api.ForkReques
 		return api.Accepted{}, err
 	}
 	moved, err := h.config.Control.Fork(ctx, actorFrom(ctx), control.Fork{
-		Env: name, From: from, Generation: in.Generation, Bundle: in.Bundle, Release: in.Release, Snapshot: snapshot,
+		Env: name, From: from, Generation: in.Generation, Bundle: in.Bundle, Release: in.Release, Volumes: volumes,
 		TTL: time.Duration(in.TTLMS) * time.Millisecond, Reason: in.Reason, How: how,
 	})
 	return acceptedOf(moved), err
@@ -57,7 +60,10 @@ func forkOf(e state.Environment) *api.Fork {
 	}
 	f := e.Fork
 	out := &api.Fork{From: string(f.From), Generation: f.FromGeneration, Owner: f.Owner, ExpiresAt: f.ExpiresAt, Volumes: api.VolumesEmpty, Secrets: []string{}}
-	if f.Snapshot {
+	switch {
+	case len(f.Restore) > 0 && f.Restore[0].Live:
+		out.Volumes = api.VolumesCopy
+	case len(f.Restore) > 0:
 		out.Volumes = api.VolumesSnapshot
 	}
 	out.Secrets = append(out.Secrets, slices.Sorted(maps.Keys(f.Secrets))...)

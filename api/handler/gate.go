@@ -41,6 +41,9 @@ var needs = map[string]need{
 	"plan":              {platform.Plan, named},
 	"apply":             {platform.Apply, named},
 	"rollback":          {platform.Rollback, named},
+	"plan-rollback":     {platform.Rollback, named},
+	"list-volumes":      {platform.Read, named},
+	"delete-volume":     {platform.Destroy, named},
 	"destroy":           {platform.Destroy, named},
 	"confirm":           {platform.Apply, named},
 	"fork":              {platform.Apply, named}, // and read on what is forked

@@ -46,7 +46,8 @@ var authorizations = map[string]authorization{
 	"list-tokens": {}, "create-token": {}, "delete-token": {platform.Tokens, nowhere}, // of somebody else's token
 
 	"get-environment": {platform.Read, there}, "get-history": {platform.Read, there}, "get-drift": {platform.Read, there}, "get-logs": {platform.Logs, there},
-	"plan": {platform.Plan, there}, "apply": {platform.Apply, there}, "rollback": {platform.Rollback, there}, "destroy": {platform.Destroy, there},
+	"plan": {platform.Plan, there}, "apply": {platform.Apply, there}, "rollback": {platform.Rollback, there}, "plan-rollback": {platform.Rollback, there},
+	"list-volumes": {platform.Read, there}, "delete-volume": {platform.Destroy, there}, "destroy": {platform.Destroy, there},
 	"fork": {platform.Apply, there}, "plan-promotion": {platform.Plan, there}, // each with read on another environment, named in its body
 	"confirm": {platform.Apply, there}, "verify": {platform.Verify, there},
 	"get-change": {platform.Read, there}, "approve-change": {platform.Approve, there}, "reject-change": {platform.Approve, there},

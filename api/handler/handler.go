@@ -27,6 +27,7 @@ import (
 
 	"github.com/invarhq/invar/api"
 	"github.com/invarhq/invar/control"
+	"github.com/invarhq/invar/deploy"
 	"github.com/invarhq/invar/digest"
 	"github.com/invarhq/invar/gateway"
 	"github.com/invarhq/invar/identity"
@@ -35,6 +36,7 @@ import (
 	"github.com/invarhq/invar/ledger"
 	"github.com/invarhq/invar/platform"
 	"github.com/invarhq/invar/runtime"
+	"github.com/invarhq/invar/spec"
 )
 
 // Limits of requests.
@@ -50,9 +52,10 @@ const (
 type Config struct {
 	Control  *control.Service
 	Host     Host
-	Source   ledger.Source // what the ledger is kept in, for a whole verification
-	Verifier note.Verifier // of the ledger's checkpoints
-	VKey     string        // Verifier as text
+	Source   ledger.Source                        // what the ledger is kept in, for a whole verification
+	Verifier note.Verifier                        // of the ledger's checkpoints
+	VKey     string                               // Verifier as text
+	Copies   func(spec.EnvName) []deploy.Progress // of volumes, that are under way; nil: it is not told how far they are
 	Log      *slog.Logger
 
 	Version    string    // of the program

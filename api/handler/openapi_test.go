@@ -155,7 +155,7 @@ func TestPathsOfDocumentAreThoseOfPackageAPI(t *testing.T) {
 	slices.Sort(got)
 	want := []string{
 		api.PathHealth, api.PathDiff, api.PathEnvironments, api.PathEnvironment, api.PathApply, api.PathDestroy, api.PathHistory, api.PathLogs, api.PathMeasure, api.PathDrift, api.PathDrifts,
-		api.PathPlan, api.PathRollback, api.PathEvents, api.PathCheckpoint, api.PathEntries, api.PathEntry, api.PathVerify, api.PathWitnesses, api.PathRelease,
+		api.PathPlan, api.PathRollback, api.PathRollbackPlan, api.PathVolumes, api.PathVolumeDelete, api.PathEvents, api.PathCheckpoint, api.PathEntries, api.PathEntry, api.PathVerify, api.PathWitnesses, api.PathRelease,
 		api.PathLogin, api.PathLoginSSH, api.PathLoginSession, api.PathServer, api.PathTokens, api.PathToken, api.PathWhoAmI, api.PathConfirm, api.PathFork, api.PathPromotion, api.PathReview, api.PathRevoke, api.PathAttest,
 		api.PathSecrets, api.PathSecret, api.PathEvidenceBlob, api.PathEvidenceCheckpoint, api.PathEvidenceExports, api.PathEvidenceImage,
 		api.PathErasures, api.PathErasure, api.PathErasureApprove,

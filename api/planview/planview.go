@@ -18,6 +18,14 @@ func Of(p change.Plan, d digest.Digest) api.Plan {
 		BaseGeneration: p.Base.Generation, BaseRelease: p.Base.Release,
 		Changes: Changes(p), Unchanged: p.Unchanged, Steps: p.Steps,
 	}
+	for _, v := range p.Volumes {
+		shown := api.PlanVolume{Component: string(v.Component), Volume: string(v.Volume), Stays: v.Stays, Version: v.Version, Snapshot: v.Snapshot,
+			Generation: v.Generation, Bytes: v.Bytes, Keeps: v.Keeps}
+		if !v.At.IsZero() {
+			shown.At = &v.At
+		}
+		out.Volumes = append(out.Volumes, shown)
+	}
 	out.Adds, out.Replaces, out.Removes = p.Count()
 	return out
 }
