@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/invarhq/invar/deploy"
-	"github.com/invarhq/invar/digest"
 	"github.com/invarhq/invar/drift"
 	"github.com/invarhq/invar/fault"
 	"github.com/invarhq/invar/gateway"
@@ -20,15 +19,12 @@ import (
 const (
 	confirmAfter = 200 * time.Millisecond  // between the two looks that a finding needs
 	reopenWithin = 1500 * time.Millisecond // a listener of the gateway's that is missing may come back: somebody else's table was in force
-	contentEvery = time.Hour               // how often each root is read from the first byte to the last
-	contentPause = time.Minute             // between two roots
 )
 
 // inspector compares what runs with what was released, again and again.
 type inspector struct {
-	r        *Reconciler
-	read     map[digest.Digest]time.Time // when each root was last read
-	lastRead time.Time
+	r      *Reconciler
+	looked map[instance.ID]bool // at least once
 }
 
 // suspect is an instance in which the first look found something, or nothing any more.
@@ -46,17 +42,50 @@ func rest(every, took, looked time.Duration) time.Duration {
 
 // inspectAll inspects until ctx ends.
 func (r *Reconciler) inspectAll(ctx context.Context) {
-	n := &inspector{r: r, read: map[digest.Digest]time.Time{}}
+	n := &inspector{r: r, looked: map[instance.ID]bool{}}
 	for ctx.Err() == nil {
 		began := time.Now()
-		looked := n.once(ctx)
-		sleep(ctx, rest(r.config.InspectEvery, time.Since(began), looked))
+		touched := r.touched()
+		looked := n.once(ctx, func(instance.ID) bool { return true })
+		n.wait(ctx, rest(r.config.InspectEvery, time.Since(began), looked), touched, looked)
 	}
 }
 
-// once looks at every instance that runs and is to run, and again at those where something was found. It returns how long it looked.
-func (n *inspector) once(ctx context.Context) (looked time.Duration) {
+func (r *Reconciler) touched() <-chan struct{} {
+	if r.config.Touched == nil {
+		return nil
+	}
+	return r.config.Touched()
+}
+
+// touchedShare bounds what signs cost that something was touched: between the rounds that they cause, it rests that many times as long as
+// a round looked.
+const touchedShare = 10
+
+// wait returns when it is time for the next round, or sooner when something was touched. What runs since the last round is looked at meanwhile.
+func (n *inspector) wait(ctx context.Context, atMost time.Duration, touched <-chan struct{}, looked time.Duration) {
+	due := time.NewTimer(atMost)
+	defer due.Stop()
+	for began := time.Now(); ; {
+		select {
+		case <-ctx.Done():
+			return
+		case <-due.C:
+			return
+		case <-touched:
+			sleep(ctx, min(atMost, touchedShare*looked)-time.Since(began))
+			return
+		case <-n.r.observer.news:
+			n.once(ctx, func(id instance.ID) bool { return !n.looked[id] })
+		}
+	}
+}
+
+// once looks at the instances that run and are to run, those that are chosen, and again at those where something was found. It returns how
+// long it looked.
+func (n *inspector) once(ctx context.Context, chosen func(instance.ID) bool) (looked time.Duration) {
 	var suspects []suspect
+	runs := map[instance.ID]bool{}
 	began := time.Now()
 	for name, e := range n.r.config.Source.Environments() {
 		o := n.r.owner(ctx, name)
@@ -66,12 +95,15 @@ func (n *inspector) once(ctx context.Context) (looked time.Duration) {
 			if seen.State != instance.Running || !known || !i.Live() {
 				continue
 			}
+			runs[i.ID] = true
+			if !chosen(i.ID) {
+				continue
+			}
 			q, err := Question(ctx, i, e.Components[i.Digest])
 			if err != nil {
 				n.r.log.Warn("inspecting", "instance", i.ID, "error", err)
 				continue
 			}
-			q.Content = n.dueContent(q.Spec.Root)
 			q.Opened = o.opened(i.ID)
 			switch found, ok := n.look(ctx, q); {
 			case !ok:
@@ -82,6 +114,7 @@ func (n *inspector) once(ctx context.Context) (looked time.Duration) {
 			}
 		}
 	}
+	n.looked = runs
 	looked = time.Since(began)
 	for _, after := range []time.Duration{confirmAfter, reopenWithin - confirmAfter} {
 		if len(suspects) == 0 {
@@ -156,17 +189,6 @@ func (n *inspector) look(ctx context.Context, q runtime.Question) ([]instance.Fi
 		return nil, false
 	}
 	return drift.Compare(x.Want, x.Got), true
-}
-
-// dueContent reports whether it is time to read all of a root: one at a time, each once in a while. One that this server has not read is
-// due: what an earlier one knew of it may have been changed while none ran.
-func (n *inspector) dueContent(root digest.Digest) bool {
-	now := time.Now()
-	if last, known := n.read[root]; known && now.Sub(last) < contentEvery || now.Sub(n.lastRead) < contentPause {
-		return false
-	}
-	n.read[root], n.lastRead = now, now
-	return true
 }
 
 // measurement is what two looks at an instance came to.

@@ -1,12 +1,8 @@
 package reconcile
 
 import (
-	"slices"
 	"testing"
-	"testing/synctest"
 	"time"
-
-	"github.com/invarhq/invar/digest"
 )
 
 // A round begins every so often, and looking takes half of the time at most.
@@ -25,26 +21,4 @@ func TestRestBetweenInspections(t *testing.T) {
 			}
 		})
 	}
-}
-
-// A server that was just started reads every root once, whatever an earlier one knew of it, and then each once an hour.
-func TestEachRootIsReadSoonAfterTheStart(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		n := &inspector{read: map[digest.Digest]time.Time{}}
-		roots := []digest.Digest{digest.Of([]byte("a")), digest.Of([]byte("b")), digest.Of([]byte("c"))}
-		began := time.Now()
-		var read []time.Duration
-		for range 61 * 30 { // looks of an hour and a minute
-			for _, root := range roots {
-				if n.dueContent(root) {
-					read = append(read, time.Since(began))
-				}
-			}
-			time.Sleep(2 * time.Second)
-		}
-		want := []time.Duration{0, time.Minute, 2 * time.Minute, time.Hour}
-		if !slices.Equal(read, want) {
-			t.Errorf("read after %v, want %v", read, want)
-		}
-	})
 }

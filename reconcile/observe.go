@@ -19,6 +19,7 @@ type observer struct {
 	log    *slog.Logger
 	listed chan struct{} // closed after the first listing
 	ask    chan struct{} // a listing is wanted although the host may not have changed
+	news   chan struct{} // a listing told something new; for one reader
 
 	mu      sync.Mutex
 	begun   uint64                                  // listings begun
@@ -30,7 +31,7 @@ type observer struct {
 
 func newObserver(host runtime.Host, log *slog.Logger) *observer {
 	return &observer{
-		host: host, log: log, listed: make(chan struct{}), ask: make(chan struct{}, 1),
+		host: host, log: log, listed: make(chan struct{}), ask: make(chan struct{}, 1), news: make(chan struct{}, 1),
 		views: map[spec.EnvName][]instance.Observation{}, waiting: map[spec.EnvName]uint64{},
 		scratch: map[spec.EnvName][]instance.Observation{},
 	}
@@ -51,6 +52,9 @@ func (o *observer) run(ctx context.Context, wake func(spec.EnvName)) {
 		delay = retry{}
 		for _, name := range woken {
 			wake(name)
+		}
+		if len(woken) > 0 {
+			signal(o.news)
 		}
 		sleep(ctx, 2*time.Since(began)) // a listing is in proportion to all instances: leave two thirds of the time to others
 		select {

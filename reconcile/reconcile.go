@@ -76,6 +76,9 @@ type Config struct {
 	NewID func(spec.ComponentName) instance.ID
 	// InspectEvery is how often every running instance is compared with its release; 0: never.
 	InspectEvery time.Duration
+	// Touched returns a channel that is closed at the first sign after the call that something of an instance was touched, which is
+	// inspected at once then. nil: there are no signs.
+	Touched func() <-chan struct{}
 	// Surroundings are looked at beside the instances and the route table.
 	Surroundings []Surrounding
 	// Alarm records what is odd beside the instances. nil: it is healed, and nobody is told but the log.

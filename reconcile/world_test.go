@@ -247,6 +247,9 @@ type world struct {
 	alarm  reconcile.Alarm
 	places []reconcile.Surrounding
 
+	inspectEvery time.Duration
+	touched      func() <-chan struct{}
+
 	ids    int
 	idMu   sync.Mutex
 	cancel context.CancelFunc
@@ -270,7 +273,8 @@ func (w *world) newID(c spec.ComponentName) instance.ID {
 // start starts the server.
 func (w *world) start(ctx context.Context) {
 	ctx, w.cancel = context.WithCancel(ctx)
-	r := reconcile.New(reconcile.Config{Source: w.book, Recorder: w.book, Host: w.via, Traffic: w.road, NewID: w.newID, Alarm: w.alarm, Surroundings: w.places})
+	r := reconcile.New(reconcile.Config{Source: w.book, Recorder: w.book, Host: w.via, Traffic: w.road, NewID: w.newID, Alarm: w.alarm, Surroundings: w.places,
+		InspectEvery: w.inspectEvery, Touched: w.touched})
 	w.ended = make(chan struct{})
 	go func() {
 		defer close(w.ended)

@@ -187,7 +187,7 @@ func (s *Server) openAPI(ctx context.Context) (err error) {
 	if s.config.InspectEvery == 0 {
 		s.log.Warn("instances are compared with their release only when somebody asks")
 	}
-	s.loops = reconcile.New(reconcile.Config{Source: s.control.Rollouts(), Recorder: s.control, Host: s.host, Traffic: s.gateway, Secrets: s.secretOf, InspectEvery: s.config.InspectEvery,
+	s.loops = reconcile.New(reconcile.Config{Source: s.control.Rollouts(), Recorder: s.control, Host: s.host, Traffic: s.gateway, Secrets: s.secretOf, InspectEvery: s.config.InspectEvery, Touched: s.host.Touched,
 		Alarm: s.control.Beside(), Surroundings: []reconcile.Surrounding{s.host}, Log: s.log})
 	s.api, err = handler.New(handler.Config{
 		Control: s.control, Host: s.host, Copies: s.loops.Copies, Source: s.data.store, Verifier: s.data.key.verifier, VKey: s.data.key.vkey, Log: s.log,

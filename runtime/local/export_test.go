@@ -11,6 +11,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/invarhq/invar/digest"
 	"github.com/invarhq/invar/instance"
 	"github.com/invarhq/invar/runtime/local/wire"
 )
@@ -120,3 +121,21 @@ func (h *Host) Sight() func() []string {
 		return twice
 	}
 }
+
+// Sweep reads a root again as its turn comes, at a rate in bytes per second.
+func (h *Host) Sweep(ctx context.Context, d digest.Digest, bytesPerSecond int) (digest.Digest, error) {
+	return h.roots.sweep(ctx, d, bytesPerSecond)
+}
+
+// Reseal takes a root's file for the one that was hashed: as if it had changed below the file system.
+func (h *Host) Reseal(d digest.Digest) error {
+	f, err := os.Open(h.roots.file(d))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return h.roots.sealRoot(f, d)
+}
+
+// NextToSweep tells whose turn it is.
+var NextToSweep = nextToSweep

@@ -125,20 +125,27 @@ func (x *inspection) lookAtRoot() (mounted bool) {
 	if t.seal.Immutable {
 		x.both(drift.Root, "attribute", "immutable", yes("immutable", "not immutable", !t.mutable))
 	}
-	mounted = t.mount == ""
-	if !x.q.Content && t.file == "" {
-		return mounted
+	if got, ok := x.content(t); ok {
+		x.both(drift.Root, "content", string(d), string(got))
 	}
+	return t.mount == ""
+}
+
+// content reads the root's file, if it is to be read. Else it tells what was found when it was read last, if that was after it was mounted.
+func (x *inspection) content(t touch) (digest.Digest, bool) {
+	r, d := x.h.roots, x.q.Spec.Root
 	read := r.reread
-	if x.q.Content {
+	switch {
+	case x.q.Content:
 		read = r.hash
+	case t.file == "":
+		return r.lastRead(d, t.seal.File)
 	}
 	got, err := read(d)
 	if err != nil {
 		got = digest.Digest("not readable: " + err.Error())
 	}
-	x.both(drift.Root, "content", string(d), string(got))
-	return mounted
+	return got, true
 }
 
 // lookAtRecord reads what the launcher was told.

@@ -3,6 +3,7 @@ package local_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -428,6 +429,46 @@ func TestMemoryHidesNoChange(t *testing.T) {
 	if found := m.findings(changed); len(found) != 1 || !strings.HasPrefix(found[0], "variable B: nothing") {
 		t.Errorf("with another question: %q", found)
 	}
+}
+
+// A sign comes at once when a file is touched that looks read, and none while nothing is.
+func TestTouchIsToldAtOnce(t *testing.T) {
+	for name, touch := range map[string]func(m *machine, s runtime.Spec){
+		"the hosts file":     func(m *machine, s runtime.Spec) { m.edit(s, "0") },
+		"a byte of the root": (*machine).flip,
+		"what the launcher knows": func(m *machine, s runtime.Spec) {
+			m.appendTo(filepath.Join("instances", "web-1", "oci", "config.json"))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := newMachine(t)
+			s := m.everything("web-1")
+			m.start(s)
+			m.until("web-1", "passing", passing)
+			m.findings(s)
+			sign := m.host.Touched()
+			select {
+			case <-sign:
+				t.Fatal("a sign, though nothing was touched")
+			case <-time.After(300 * time.Millisecond):
+			}
+			touch(m, s)
+			select {
+			case <-sign:
+			case <-time.After(2 * time.Second):
+				t.Error("no sign within 2s")
+			}
+		})
+	}
+}
+
+// appendTo writes to a file of the run directory.
+func (m *machine) appendTo(name string) {
+	m.t.Helper()
+	f, err := os.OpenFile(filepath.Join(m.host.Run(), name), os.O_WRONLY|os.O_APPEND, 0)
+	m.must(err)
+	_, err = f.WriteString("\n")
+	m.must(errors.Join(err, f.Close()))
 }
 
 func TestRootThatWasTouchedIsNotGivenToNewInstances(t *testing.T) {

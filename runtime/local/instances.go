@@ -399,6 +399,7 @@ func (h *Host) advance(i *inst, s wire.Status) {
 		o.PID = s.PID
 		o.Since = time.Now()
 		h.beginChecks(i)
+		h.watchInstance(i.spec.Identity.ID)
 	case instance.Exited:
 		o.Health, o.Since, o.Detail = instance.Unknown, s.ExitedAt, exitDetail(s)
 		i.end()

@@ -90,6 +90,7 @@ type Host struct {
 	launcher    *client
 	lock        *os.File
 	launcherPID atomic.Int64
+	watch       *os.File        // inotify; nil: there is none
 	closing     context.Context // ends with stop; what the loops run under
 	stop        context.CancelFunc
 	loops       sync.WaitGroup
@@ -98,6 +99,7 @@ type Host struct {
 	mu        sync.Mutex
 	instances map[instance.ID]*inst
 	changed   chan struct{}          // nil when nobody asked since the last change
+	signs     chan struct{}          // the same, for signs that something was touched
 	pruned    time.Time              // when logs were last deleted
 	attempts  int                    // creations that were asked of the launcher
 	placing   map[runtime.Place]bool // that are being made or deleted
@@ -133,10 +135,14 @@ func Open(ctx context.Context, config Config) (_ *Host, err error) {
 	if err := errors.Join(h.loadSpecs(), h.roots.adopt()); err != nil {
 		return nil, err
 	}
+	h.openWatch()
 	first := make(chan error, 1)
 	h.loops.Go(func() { h.keepLauncher(h.closing, first) })
 	h.loops.Go(func() { h.nets.fill(h.closing) })
 	h.loops.Go(func() { h.watchForeign(h.closing) })
+	h.loops.Go(func() { h.watchTouches(h.closing) })
+	adopted := h.roots.all()
+	h.loops.Go(func() { h.sweepRoots(h.closing, adopted) })
 	select {
 	case err := <-first:
 		return h, err

@@ -29,7 +29,7 @@ type roots struct {
 
 	mu   sync.Mutex
 	each map[digest.Digest]*sync.Mutex // held while one root is mounted or released
-	read map[digest.Digest]reading     // what files that had been touched were found to be
+	read map[digest.Digest]reading     // what files were found to be that had been touched, or whose turn it was
 
 	sealed map[digest.Digest]seal // as written to seals
 }

@@ -250,19 +250,28 @@ func (r *roots) reread(d digest.Digest) (digest.Digest, error) {
 	if err := unix.Stat(r.file(d), &st); err != nil {
 		return "", fault.As(fault.Corrupt, err)
 	}
-	r.mu.Lock()
-	last := r.read[d]
-	r.mu.Unlock()
-	if last.was == stampOf(st) {
-		return last.digest, nil
+	if got, ok := r.lastRead(d, stampOf(st)); ok {
+		return got, nil
 	}
 	got, err := r.hash(d)
 	if err == nil { // with the time of before: who writes meanwhile has it read again
-		r.mu.Lock()
-		r.read[d] = reading{stampOf(st), got}
-		r.mu.Unlock()
+		r.keep(d, reading{stampOf(st), got})
 	}
 	return got, err
+}
+
+// lastRead returns the digest that a root's file had when it was read last, if it was read as it is now.
+func (r *roots) lastRead(d digest.Digest, now stamp) (digest.Digest, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	last, ok := r.read[d]
+	return last.digest, ok && last.was == now
+}
+
+func (r *roots) keep(d digest.Digest, found reading) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.read[d] = found
 }
 
 // hash reads a root's file from the first byte to the last.
