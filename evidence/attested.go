@@ -16,9 +16,6 @@ import (
 	"github.com/invarhq/invar/state"
 )
 
-// weekly is how often what runs is to be measured (PCI DSS 11.5.2).
-const weekly = 7 * 24 * time.Hour
-
 // measured checks what the server attests of a measurement, and notes what that found, and how long there was none.
 func (a *auditor) measured(d state.Verify) {
 	if !a.system() { // which does it as the rules have it
@@ -38,10 +35,15 @@ func (a *auditor) measured(d state.Verify) {
 	}
 }
 
-// unmeasured finds that what an environment ran was not measured for more than a week until then.
+// unmeasured finds that what an environment ran was not measured for more than a week until then, or for twice as long as a rule in force says.
 func (a *auditor) unmeasured(env spec.EnvName, until time.Time) {
+	limit := platform.MaxVerify // a week, whatever the rules say (PCI DSS 11.5.2)
+	rules, _ := a.definition()
+	if every, ok := rules.VerifyRule(env); ok {
+		limit = min(limit, 2*every)
+	}
 	since, runs := a.seen[env]
-	if runs && until.Sub(since) > weekly {
+	if runs && until.Sub(since) > limit {
 		a.find(Gap, "verify", "what runs in %s was not measured from %s to %s: invar verify %s does", env, since.Format(timeFormat), until.Format(timeFormat), env)
 	}
 }

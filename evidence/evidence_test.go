@@ -383,6 +383,24 @@ func TestMeasurementsAreChecked(t *testing.T) {
 	}
 }
 
+// Where a rule wants it more often than weekly, twice its time without is a gap.
+func TestARuleThatIsNotKeptIsAGap(t *testing.T) {
+	w := governed(t)
+	d := rules()
+	d.Verifications = []platform.Verification{{Name: "prod", Environments: []platform.Pattern{"prod"}, EveryMillis: time.Hour.Milliseconds()}}
+	w.define(person("root"), d)
+	const want = "what runs in prod was not measured from"
+	w.measured("dave", func(*measurement) {})
+	w.later(2 * time.Hour)
+	if all := lines(w.verify(w.export()).Findings); strings.Contains(all, want) {
+		t.Errorf("in time: %s", all)
+	}
+	w.later(time.Minute)
+	if all := lines(w.verify(w.export()).Findings); !strings.Contains(all, want) {
+		t.Errorf("late: %s", all)
+	}
+}
+
 // A measurement that failed does not count as one: the week goes on.
 func TestAFailedMeasurementDoesNotEndAWeekWithout(t *testing.T) {
 	w := governed(t)

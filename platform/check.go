@@ -277,15 +277,22 @@ func (c *checker) verification(v Verification) {
 	}
 }
 
-// VerifyEvery returns how often what the environment runs is measured: the shortest time of the rules that match.
-func (d Definition) VerifyEvery(env spec.EnvName) time.Duration {
-	every := time.Duration(0)
+// VerifyRule returns how often what the environment runs is measured as a rule says: the shortest time of those that match. false: none does.
+func (d Definition) VerifyRule(env spec.EnvName) (every time.Duration, ok bool) {
 	for _, v := range d.Verifications {
-		if t := time.Duration(v.EveryMillis) * time.Millisecond; MatchesAny(v.Environments, env) && (every == 0 || t < every) {
-			every = t
+		if t := time.Duration(v.EveryMillis) * time.Millisecond; MatchesAny(v.Environments, env) && (!ok || t < every) {
+			every, ok = t, true
 		}
 	}
-	return cmp.Or(every, DefaultVerify)
+	return every, ok
+}
+
+// VerifyEvery returns how often what the environment runs is measured, by a rule or by default.
+func (d Definition) VerifyEvery(env spec.EnvName) time.Duration {
+	if every, ok := d.VerifyRule(env); ok {
+		return every
+	}
+	return DefaultVerify
 }
 
 func (c *checker) outside() {
