@@ -153,9 +153,14 @@ func (o *output) String() string {
 
 // startServer starts a server on data and waits until it answers.
 func startServer(data string, env []string, flags ...string) (*daemon, error) {
+	return startServerOf(binary, data, env, flags...)
+}
+
+// startServerOf starts one of another build.
+func startServerOf(program, data string, env []string, flags ...string) (*daemon, error) {
 	s := &daemon{data: data, log: new(output)}
 	args := append([]string{"server", "--data", data, "--listen", "", "--gateway", "127.0.0.1:0", "--gateway-tls", ""}, flags...)
-	s.cmd = exec.Command(binary, args...)
+	s.cmd = exec.Command(program, args...)
 	s.cmd.Env = env
 	s.cmd.Stdout, s.cmd.Stderr = s.log, s.log
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}

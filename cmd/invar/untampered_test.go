@@ -1,10 +1,13 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"os"
+	"os/exec"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -76,6 +79,7 @@ func TestNothingIsFoundWhereNothingWasTampered(t *testing.T) {
 		{"the launcher killed", func() { m.killLauncher() }},
 		{"rolled back", func() { m.must("rollback", "staging", "--yes") }},
 		{"the gateway killed", m.killGatewayAlone},
+		{"upgraded", m.upgrade},
 		{"another change", func() { m.edit(`ROUND = "1"`, `ROUND = "2"`); m.apply() }},
 		{"verified", func() { m.must("verify", "staging") }},
 	} {
@@ -166,13 +170,49 @@ func (m *machine) session() {
 
 func (m *machine) killGatewayAlone() {
 	m.t.Helper()
+	old := m.gatewayPID()
+	m.kill(old)
+	m.anotherGateway(old)
+}
+
+func (m *machine) gatewayPID() int {
+	m.t.Helper()
 	info, err := m.server.info()
 	if err != nil || info.Gateway.PID == 0 {
 		m.t.Fatalf("finding the gateway: %+v, %v", info, err)
 	}
-	m.kill(info.Gateway.PID)
+	return info.Gateway.PID
+}
+
+func (m *machine) anotherGateway(old int) {
+	m.t.Helper()
 	m.poll("the next gateway's process", func() bool {
 		next, err := m.server.info()
-		return err == nil && next.Gateway.PID != 0 && next.Gateway.PID != info.Gateway.PID
+		return err == nil && next.Gateway.PID != 0 && next.Gateway.PID != old
 	})
+}
+
+// upgrade starts a server of another version in place of the one that runs, which upgrades the gateway as well.
+func (m *machine) upgrade() {
+	m.t.Helper()
+	b, err := os.ReadFile(binary)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	said, err := exec.Command(binary, "--version").Output()
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	version := []byte(strings.TrimPrefix(strings.TrimSpace(string(said)), "invar version "))
+	next := m.dir + "/invar-next"
+	if err := os.WriteFile(next, bytes.ReplaceAll(b, version, bytes.Repeat([]byte("n"), len(version))), 0o755); err != nil {
+		m.t.Fatal(err)
+	}
+	old := m.gatewayPID()
+	m.server.cmd.Process.Signal(syscall.SIGTERM)
+	m.poll("the end of the server", func() bool { return syscall.Kill(m.server.cmd.Process.Pid, 0) != nil })
+	if m.server, err = startServerOf(next, m.host.data, os.Environ(), "--gateway", m.gateway); err != nil {
+		m.t.Fatal(err)
+	}
+	m.anotherGateway(old)
 }
