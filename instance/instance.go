@@ -89,6 +89,7 @@ type Foreign struct {
 	Parent     int       `json:"parent"`
 	Namespaces []string  `json:"namespaces,omitempty"` // of the instance's, those that it is in: "net", "mnt" …
 	Cgroup     bool      `json:"cgroup,omitempty"`     // it is in the instance's cgroup
+	Asked      string    `json:"asked,omitempty"`      // the command that it had the launcher run in the instance, cut: then it need not be there itself
 }
 
 // String names the process and where it is, for people.
@@ -103,6 +104,9 @@ func (f Foreign) String() string {
 	what := f.Command
 	if what == "" {
 		what = f.Program
+	}
+	if f.Asked != "" {
+		return fmt.Sprintf("process %d (%s, user %d), which had the launcher run %s there", f.PID, what, f.UID, f.Asked)
 	}
 	return fmt.Sprintf("process %d (%s, user %d) in %s", f.PID, what, f.UID, where)
 }

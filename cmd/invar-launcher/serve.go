@@ -26,7 +26,7 @@ type launcher struct {
 
 	mu        sync.Mutex
 	instances map[string]*record
-	watchers  map[chan wire.Status]bool
+	watchers  map[chan wire.Status]int // to the process that watches
 }
 
 func newLauncher(dir, build string) *launcher {
@@ -34,7 +34,7 @@ func newLauncher(dir, build string) *launcher {
 		dir: dir, build: build,
 		quit:      make(chan struct{}),
 		instances: map[string]*record{},
-		watchers:  map[chan wire.Status]bool{},
+		watchers:  map[chan wire.Status]int{},
 	}
 }
 
@@ -71,7 +71,8 @@ func (l *launcher) serve(path string) error {
 // converse answers the requests of one connection.
 func (l *launcher) converse(conn *net.UnixConn) {
 	defer conn.Close()
-	if err := checkPeer(conn); err != nil {
+	peer, err := checkPeer(conn)
+	if err != nil {
 		wire.Write(conn, wire.Response{Version: wire.Version, Error: wire.ErrorOf(err)})
 		return
 	}
@@ -79,8 +80,11 @@ func (l *launcher) converse(conn *net.UnixConn) {
 	for {
 		request, err := wire.Read[wire.Request](r)
 		if err == nil && request.Op == wire.OpWatch {
-			l.watch(conn, r)
+			l.watch(conn, r, peer)
 			return
+		}
+		if err == nil && (request.Op == wire.OpExec || request.Op == wire.OpSession) {
+			l.noteStranger(peer, request)
 		}
 		if err == nil && request.Op == wire.OpSession {
 			l.session(conn, r, request)
@@ -100,23 +104,23 @@ func (l *launcher) converse(conn *net.UnixConn) {
 }
 
 // checkPeer refuses other users; the directory's mode does so before.
-func checkPeer(conn *net.UnixConn) error {
+func checkPeer(conn *net.UnixConn) (pid int, err error) {
 	raw, err := conn.SyscallConn()
 	if err != nil {
-		return err
+		return 0, err
 	}
 	var cred *unix.Ucred
 	var credErr error
 	if err := raw.Control(func(fd uintptr) { cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); err != nil {
-		return err
+		return 0, err
 	}
 	if credErr != nil {
-		return credErr
+		return 0, credErr
 	}
 	if int(cred.Uid) != os.Getuid() {
-		return fault.Errorf(fault.Denied, "user %d may not talk to the launcher of user %d", cred.Uid, os.Getuid())
+		return 0, fault.Errorf(fault.Denied, "user %d may not talk to the launcher of user %d", cred.Uid, os.Getuid())
 	}
-	return nil
+	return int(cred.Pid), nil
 }
 
 func (l *launcher) answer(q wire.Request) (wire.Response, error) {
@@ -182,10 +186,10 @@ func (l *launcher) list() []wire.Status {
 }
 
 // watch tells conn of every instance now, and of every change until conn ends.
-func (l *launcher) watch(conn *net.UnixConn, r *bufio.Reader) {
+func (l *launcher) watch(conn *net.UnixConn, r *bufio.Reader, peer int) {
 	changes := make(chan wire.Status, 4096)
 	l.mu.Lock()
-	l.watchers[changes] = true
+	l.watchers[changes] = peer
 	l.mu.Unlock()
 	defer func() {
 		l.mu.Lock()

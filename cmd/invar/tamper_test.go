@@ -345,7 +345,10 @@ func unwatched(m *machine, trials []*trial) error {
 	m.kill(m.server.cmd.Process.Pid)
 	for n, x := range trials {
 		for _, k := range x.lane.unwatched {
-			if _, err := k.Do(m.target(chosen[n])); err != nil {
+			undo, err := k.Do(m.target(chosen[n]))
+			if err == nil {
+				defer undo()
+			} else {
 				failed = append(failed, fmt.Errorf("%s: %s: %w", x.lane.name, k.Name, err))
 			}
 		}

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/invarhq/invar/instance"
+	"github.com/invarhq/invar/runtime/local/wire"
 )
 
 // A process is foreign to an instance when it is in one of the instance's own namespaces or in its cgroup, and is not the instance's. The
@@ -110,8 +111,14 @@ func (h *Host) watchForeign(ctx context.Context) {
 func (h *Host) addForeign(id instance.ID, found []instance.Foreign) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	i, ok := h.instances[id]
-	if !ok || i.seen.State != instance.Running {
+	if i, ok := h.instances[id]; ok {
+		h.keepForeign(i, found)
+	}
+}
+
+// keepForeign is called with mu held.
+func (h *Host) keepForeign(i *inst, found []instance.Foreign) {
+	if i.seen.State != instance.Running {
 		return
 	}
 	for _, f := range found {
@@ -119,10 +126,23 @@ func (h *Host) addForeign(id instance.ID, found []instance.Foreign) {
 		if known || len(i.seen.Foreign) >= maxForeign {
 			continue
 		}
-		h.log.Warn("a foreign process is in an instance", "instance", id, "pid", f.PID, "command", f.Command, "uid", f.UID)
+		h.log.Warn("a foreign process is in an instance", "instance", i.spec.Identity.ID, "pid", f.PID, "command", f.Command, "uid", f.UID)
 		i.seen.Foreign = append(slices.Clip(i.seen.Foreign), f) // who has listed it keeps what it has
 		h.note()
 	}
+}
+
+// strangers are those who had the launcher run something in an instance, but for this process: between two connections to the launcher
+// it does not watch either.
+func strangers(told []wire.Stranger) []instance.Foreign {
+	var found []instance.Foreign
+	for _, s := range told {
+		if s.PID != os.Getpid() {
+			at := s.At.UTC().Truncate(time.Millisecond)
+			found = append(found, instance.Foreign{PID: s.PID, Command: s.Command, Asked: s.Asked, StartedAt: at, FoundAt: at})
+		}
+	}
+	return found
 }
 
 // maxForeign is how many are kept of one instance, which is to be replaced after the first.

@@ -378,6 +378,9 @@ func (h *Host) apply(statuses []wire.Status) {
 		if !ok && s.State != wire.Gone {
 			h.alien[s.ID] = true // the next scan asks
 		}
+		if ok && s.State == wire.Running && s.Attempt == i.attempt && len(s.Strangers) > 0 {
+			defer h.keepForeign(i, strangers(s.Strangers))
+		}
 		if !ok || s.State == wire.Gone || s.Attempt != i.attempt || order[instance.State(s.State)] <= order[i.seen.State] {
 			continue
 		}

@@ -116,6 +116,17 @@ func Exec(t Target) (func(), error) {
 	return func() { l.Close() }, nil
 }
 
+// ExecBriefly does the same with a command that ends at once.
+func ExecBriefly(t Target) (func(), error) {
+	l, err := t.dial()
+	if err != nil {
+		return nil, err
+	}
+	defer l.Close()
+	_, err = l.ask(wire.Request{Op: wire.OpExec, ID: t.ID, Exec: &wire.Exec{Args: t.Stays, Timeout: time.Second}})
+	return nothing, err
+}
+
 // launcher is a connection to the launcher's socket.
 type launcher struct{ net.Conn }
 

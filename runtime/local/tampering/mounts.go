@@ -54,6 +54,38 @@ func ExecutableScratch(t Target) (func(), error) {
 	return nothing, t.clear(s.Scratches[0].Path, unix.MOUNT_ATTR_NOEXEC)
 }
 
+// DropProgram puts a program into the instance's first scratch, from outside.
+func DropProgram(t Target) (func(), error) {
+	s, err := t.spec()
+	if err != nil {
+		return nil, err
+	}
+	if len(s.Scratches) == 0 {
+		return nil, fmt.Errorf("%s has no scratch", t.ID)
+	}
+	dir, err := unix.Open(filepath.Join(t.proc("root"), s.Scratches[0].Path), unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(dir)
+	var owner unix.Stat_t
+	if err := unix.Stat(t.proc(""), &owner); err != nil {
+		return nil, err
+	}
+	return nothing, onThread(func() error {
+		// A file must belong to a user whom the instance's user namespace has.
+		unix.Setfsgid(int(owner.Gid))
+		unix.Setfsuid(int(owner.Uid))
+		fd, err := unix.Openat(dir, "evil", unix.O_CREAT|unix.O_WRONLY|unix.O_CLOEXEC, 0o755)
+		if err != nil {
+			return os.NewSyscallError("openat", err)
+		}
+		defer unix.Close(fd)
+		_, err = unix.Write(fd, []byte("\x7fELF"))
+		return err
+	})
+}
+
 // WritableMount lets /proc/sys of the instance be written.
 func WritableMount(t Target) (func(), error) {
 	return nothing, t.clear("/proc/sys", unix.MOUNT_ATTR_RDONLY)

@@ -47,8 +47,8 @@ type Kind struct {
 	Alert bool
 	// Diverts says that requests reach the intruder until it is found and healed.
 	Diverts bool
-	// Unwatched says that the instance is ended and started again, which a server that runs would see at once, and replace: it is done
-	// while none runs. What was under way in the instance is lost.
+	// Unwatched says that it is done while no server runs. One that runs sees at once that an instance is ended and started again, and
+	// replaces it; what was under way in the instance is lost.
 	Unwatched bool
 }
 
@@ -92,6 +92,7 @@ func Kinds() []Kind {
 		{Name: "another root mounted in the instance", Do: OtherRootInside, Shows: drifted("mount", "/")},
 		{Name: "a file mounted over one in the root", Do: Overmount, Shows: drifted("mount", "/")},
 		{Name: "a scratch made executable", Do: ExecutableScratch, Shows: drifted("mount", "")},
+		{Name: "a program dropped into a scratch", Do: DropProgram, Shows: drifted("writable", "/tmp/evil")},
 		{Name: "a read-only mount made writable", Do: WritableMount, Shows: drifted("mount", "/proc/sys")},
 		{Name: "the hosts file edited", Do: EditHosts, Shows: drifted("file", "/etc/hosts")},
 		{Name: "resolv.conf edited", Do: EditResolver, Shows: drifted("file", "/etc/resolv.conf")},
@@ -109,6 +110,8 @@ func Kinds() []Kind {
 		{Name: "started by hand as another user", Do: Again(OtherUser), Shows: drifted("user", "uids"), Unwatched: true},
 		{Name: "started by hand with a capability", Do: Again(WithCapability), Shows: drifted("capability", "CapEff"), Unwatched: true},
 		{Name: "started by hand without seccomp", Do: Again(WithoutSeccomp), Shows: drifted("confinement", "seccomp mode"), Unwatched: true},
+		{Name: "a command run over the launcher's socket", Do: Exec, Shows: foreign},
+		{Name: "a command run over the launcher's socket, without a server", Do: ExecBriefly, Shows: foreign, Unwatched: true},
 		{Name: "the network connected to the machine's", Do: Connect, Shows: drifted("namespace", "interfaces")},
 		{Name: "started by hand, and the record put back", Do: AgainUnseen(OtherArguments), Shows: drifted("process", "record"), Unwatched: true},
 		{Name: "an undeclared UDP socket", Do: ListenUDP, Shows: drifted("port", "udp 127.0.0.1:9999")},

@@ -133,6 +133,19 @@ type Status struct {
 	ExitedAt  time.Time `json:"exited_at,omitzero"`
 	ExitCode  int       `json:"exit_code,omitempty"` // -1: not known; 128+n: by signal n
 	OOM       bool      `json:"oom,omitempty"`
+
+	Strangers []Stranger `json:"strangers,omitempty"` // at most MaxStrangers
+}
+
+// MaxStrangers is how many are remembered of one instance: what they did is done after the first.
+const MaxStrangers = 8
+
+// Stranger is a process that had the launcher run a command in an instance (OpExec, OpSession), and did not watch the launcher, as its host does.
+type Stranger struct {
+	PID     int       `json:"pid"`
+	Command string    `json:"command"` // its own, cut
+	Asked   string    `json:"asked"`   // the command that it had run, cut
+	At      time.Time `json:"at"`
 }
 
 // Told names an OCI configuration as it was sent: its SHA-256, in hexadecimal.

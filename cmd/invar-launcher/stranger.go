@@ -1,0 +1,58 @@
+package main
+
+import (
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/invarhq/invar/runtime/local/wire"
+)
+
+// maxTold is how much of a command is told.
+const maxTold = 256
+
+// noteStranger remembers, and tells the watchers, when somebody who does not watch has a command run in an instance. A host watches as long as it
+// lives. The status holds it, so that a host that comes later hears of it too.
+func (l *launcher) noteStranger(pid int, q wire.Request) {
+	l.mu.Lock()
+	watches := slices.Contains(slices.Collect(maps.Values(l.watchers)), pid)
+	l.mu.Unlock()
+	r, err := l.find(q.ID)
+	if watches || err != nil {
+		return
+	}
+	s := wire.Stranger{PID: pid, Command: commandOf(pid), At: time.Now(), Asked: asked(q)}
+	r.set(func(now *wire.Status) {
+		if len(now.Strangers) < wire.MaxStrangers {
+			now.Strangers = append(slices.Clip(now.Strangers), s) // who was told before keeps what he has
+		}
+	})
+}
+
+func asked(q wire.Request) string {
+	var args []string
+	switch {
+	case q.Exec != nil:
+		args = q.Exec.Args
+	case q.Session != nil:
+		args = q.Session.Args
+	}
+	return cut(strings.Join(args, " "))
+}
+
+func commandOf(pid int) string {
+	b, _ := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "cmdline")) // "" when it is gone
+	return cut(strings.TrimSpace(strings.ReplaceAll(string(b), "\x00", " ")))
+}
+
+func cut(text string) string {
+	text = strings.ToValidUTF8(text, "?")
+	if len(text) > maxTold {
+		text = strings.ToValidUTF8(text[:maxTold], "") + "…"
+	}
+	return text
+}
