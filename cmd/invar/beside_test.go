@@ -15,6 +15,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -183,5 +185,141 @@ func TestWhatIsStartedBesideInstancesIsFoundAndEnded(t *testing.T) {
 		t.Errorf("%d entries: %v; instances: %v", n, b.odd(), b.suspected())
 	}
 	m.sound()
+	m.stop()
+}
+
+// impersonated has somebody else's socket at the gateway's control path, who answers as a gateway does.
+func (m *machine) impersonated() (asked *atomic.Int64, end func()) {
+	m.t.Helper()
+	path := filepath.Join(m.host.data, "gateway", "gateway.sock")
+	if err := os.Remove(path); err != nil {
+		m.t.Fatal(err)
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	asked = new(atomic.Int64)
+	s := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		asked.Add(1)
+		fmt.Fprintf(w, `{"pid":%d,"serial":99}`, os.Getpid())
+	})}
+	go s.Serve(l)
+	l.(*net.UnixListener).SetUnlinkOnClose(false)
+	return asked, func() { s.Close() }
+}
+
+// TestGatewayTakenOverIsFoundAndHealed takes the way to the gateway, its socket and its process, one after the other, under load.
+func TestGatewayTakenOverIsFoundAndHealed(t *testing.T) {
+	m := newLanes(t, []lane{{name: "lane0"}})
+	m.serve()
+	m.apply()
+	b := m.follow()
+	load := startSteadyLoad(t.Context(), m.gateway, 20*time.Millisecond, page{"lane0.localhost", "/", "mode serve"})
+	for _, c := range []struct {
+		name, key string
+		do        func(pid int)
+		renewed   bool
+	}{
+		{"another's socket at the control path", "gateway control link", func(int) {
+			asked, end := m.impersonated()
+			t.Cleanup(func() {
+				end()
+				if n := asked.Load(); n > 0 {
+					t.Errorf("the impostor was asked %d times", n)
+				}
+			})
+		}, false},
+		{"the control socket deleted", "gateway control socket", func(pid int) {
+			if err := os.Remove(filepath.Join(m.host.data, "gateway", fmt.Sprintf("gateway.sock.%d", pid))); err != nil {
+				t.Fatal(err)
+			}
+		}, true},
+		{"a stopped process", "gateway stopped by a signal", func(pid int) {
+			if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+				t.Fatal(err)
+			}
+			load.end() // what it had accepted waits, and is lost with it
+		}, true},
+	} {
+		info, err := m.server.info()
+		if err != nil {
+			t.Fatal(err)
+		}
+		began := time.Now()
+		c.do(info.Gateway.PID)
+		var e api.Entry
+		if !within(2*foundWithin, func() (ok bool) { e, ok = b.beside("host.drift", c.key); return ok }) || e.Time.Sub(began) > foundWithin {
+			t.Fatalf("%s: not found within %v: %v", c.name, foundWithin, b.odd())
+		}
+		if !within(foundWithin, func() (ok bool) { _, ok = b.beside("host.resolved", c.key); return ok }) {
+			t.Fatalf("%s: it is not over: %v", c.name, b.odd())
+		}
+		t.Logf("%-40s found after %4d ms, over after %4d ms", c.name, e.Time.Sub(began).Milliseconds(), time.Since(began).Milliseconds())
+		if now, err := m.server.info(); err != nil || c.renewed == (now.Gateway.PID == info.Gateway.PID) {
+			t.Errorf("%s: process %d serves, before it was %d (%v)", c.name, now.Gateway.PID, info.Gateway.PID, err)
+		}
+	}
+	for _, f := range load.failures() {
+		t.Errorf("a request failed: %v", f)
+	}
+	if err := request(m.gateway, "lane0.localhost"); err != nil {
+		t.Error(err)
+	}
+	if len(b.odd()) != 6 {
+		t.Errorf("the ledger has %v", b.odd())
+	}
+	m.sound()
+	m.stop()
+}
+
+// TestNothingIsOddWhereNobodyTampers: crashes and upgrades are none.
+func TestNothingIsOddWhereNobodyTampers(t *testing.T) {
+	m := newLanes(t, []lane{{name: "lane0"}})
+	other, second := newLanes(t, nil), filepath.Join(m.dir, "invar")
+	m.serve()
+	m.apply()
+	other.serve() // another server on the machine
+	b := m.follow()
+	kill := func() {
+		info, err := m.server.info()
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.kill(info.Gateway.PID)
+		m.poll("a page from the next gateway", func() bool { return request(m.gateway, "lane0.localhost") == nil })
+	}
+	settle := func() { time.Sleep(2500 * time.Millisecond) } // a look at everything
+	settle()
+	kill()
+	settle()
+	m.killServer()
+	kill()
+	settle()
+	m.killLauncher()
+	settle()
+	// an upgrade: another file of the program, while the gateway of the first one serves; then the first one's file is replaced
+	if out, err := exec.Command("cp", binary, second).CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	m.kill(m.server.cmd.Process.Pid)
+	var err error
+	if m.server, err = startServerOf(second, m.host.data, os.Environ(), "--gateway", m.gateway); err != nil {
+		t.Fatal(err)
+	}
+	settle()
+	if err := os.Remove(second); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(second, []byte("#!/bin/sh\nexit 1\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	kill() // the next one is of the program that runs, not of what lies at its path now
+	settle()
+	if len(b.odd()) > 0 || len(b.suspected()) > 0 {
+		t.Errorf("the ledger has %v %v", b.odd(), b.suspected())
+	}
+	m.sound()
+	other.stop()
 	m.stop()
 }

@@ -156,7 +156,7 @@ func startServer(data string, env []string, flags ...string) (*daemon, error) {
 	return startServerOf(binary, data, env, flags...)
 }
 
-// startServerOf starts one of another build.
+// startServerOf starts a server of another file of the program.
 func startServerOf(program, data string, env []string, flags ...string) (*daemon, error) {
 	s := &daemon{data: data, log: new(output)}
 	args := append([]string{"server", "--data", data, "--listen", "", "--gateway", "127.0.0.1:0", "--gateway-tls", ""}, flags...)

@@ -19,17 +19,63 @@ import (
 
 // Client talks to a gateway's control socket. Its errors are fault.Unavailable when there is no gateway.
 type Client struct {
-	path string
+	dial func(ctx context.Context) (*net.UnixConn, error)
 	http *http.Client
 }
 
 // Dial returns a client for the socket at path. It connects when it is used, each time to the gateway that is then the newest.
 func Dial(path string) *Client {
-	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "unix", path)
+	return newClient(func(ctx context.Context) (*net.UnixConn, error) { return dialUnix(ctx, path) })
+}
+
+// dialGateway returns a client of the process whose number a function tells, and of no other that listens in its place. 0 is whoever
+// is at the control path.
+func dialGateway(cfg Config, pid func() int) *Client {
+	return newClient(func(ctx context.Context) (*net.UnixConn, error) {
+		want := pid()
+		if want == 0 {
+			return dialUnix(ctx, cfg.controlPath())
+		}
+		conn, err := dialUnix(ctx, socketOf(cfg, want))
+		if err != nil {
+			return nil, err
+		}
+		cred, err := peer(conn)
+		if err == nil && int(cred.Pid) != want {
+			err = fmt.Errorf("the gateway's control socket is %s's", nameOf(int(cred.Pid)))
+		}
+		if err != nil {
+			conn.Close()
+			return nil, err
+		}
+		return conn, nil
+	})
+}
+
+func dialUnix(ctx context.Context, path string) (*net.UnixConn, error) {
+	conn, err := new(net.Dialer).DialContext(ctx, "unix", path)
+	if err != nil {
+		return nil, err
 	}
+	return conn.(*net.UnixConn), nil
+}
+
+func newClient(dial func(ctx context.Context) (*net.UnixConn, error)) *Client {
 	// A kept connection would lead to a gateway that has handed over.
-	return &Client{path: path, http: &http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}}
+	return &Client{dial: dial, http: &http.Client{Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) }, DisableKeepAlives: true,
+	}}}
+}
+
+// whose returns the process that answers.
+func (c *Client) whose(ctx context.Context) (pid int, err error) {
+	conn, err := c.dial(ctx)
+	if err != nil {
+		return 0, fault.As(fault.Unavailable, fmt.Errorf("asking the gateway: %w", err))
+	}
+	defer conn.Close()
+	cred, err := peer(conn)
+	return int(cred.Pid), err
 }
 
 // Apply puts a table in force. When it returns, new requests follow it. A table that is not sound is refused with
@@ -116,15 +162,15 @@ func (c *Client) watch(ctx context.Context) (io.ReadCloser, error) {
 
 // listeners returns duplicates of the gateway's listening sockets but those held, and the names of all of them.
 func (c *Client) listeners(ctx context.Context, held []string) (map[string]*os.File, []string, error) {
-	conn, err := new(net.Dialer).DialContext(ctx, "unix", c.path)
+	conn, err := c.dial(ctx)
 	if err != nil {
 		return nil, nil, fault.As(fault.Unavailable, err)
 	}
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
-	if err := askListeners(conn.(*net.UnixConn), held); err != nil {
+	if err := askListeners(conn, held); err != nil {
 		return nil, nil, err
 	}
-	_, fresh, all, err := receiveListeners(conn.(*net.UnixConn))
+	_, fresh, all, err := receiveListeners(conn)
 	return fresh, all, err
 }

@@ -89,13 +89,17 @@ func ownSockets(link string) []string {
 // publish begins to answer and points the link here.
 func (c *control) publish() error {
 	c.proxy.accepting.Go(func() { c.server.Serve(c.listener) })
-	link := c.proxy.cfg.controlPath()
-	next := c.path + ".link"
+	return link(c.proxy.cfg.controlPath(), c.path)
+}
+
+// link has the control path lead to a process's own socket, in one step.
+func link(path, socket string) error {
+	next := socket + ".link"
 	os.Remove(next) // of a process that had this id before
-	if err := os.Symlink(filepath.Base(c.path), next); err != nil {
+	if err := os.Symlink(filepath.Base(socket), next); err != nil {
 		return fmt.Errorf("publishing the control socket: %w", err)
 	}
-	if err := os.Rename(next, link); err != nil {
+	if err := os.Rename(next, path); err != nil {
 		return fmt.Errorf("publishing the control socket: %w", err)
 	}
 	return nil

@@ -18,10 +18,13 @@ type process struct {
 	start  string // clock ticks since the machine's start, as /proc tells
 	parent int
 	exe    file
+	socket string // its own control socket, as socketAt tells it
 }
 
 // file names a file whatever its path is, also when that is gone.
 type file struct{ dev, ino uint64 }
+
+func (f file) String() string { return fmt.Sprintf("file %d of device %d", f.ino, f.dev) }
 
 // ofProcess looks at a process.
 func ofProcess(pid int) (process, error) {

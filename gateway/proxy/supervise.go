@@ -10,13 +10,16 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/invarhq/invar/digest"
+	"github.com/invarhq/invar/drift"
 	"github.com/invarhq/invar/fault"
 	"github.com/invarhq/invar/gateway"
 	"github.com/invarhq/invar/instance"
@@ -77,10 +80,18 @@ type Supervisor struct {
 	stop    context.CancelFunc
 	done    chan struct{}
 
+	program string // what is executed: command's, also when another file lies at its path by now
+	own     file   // this program, when command is the same; else zero
+
+	serving       atomic.Pointer[process]        // the gateway; nil: none yet
+	lastListeners atomic.Pointer[[]drift.Oddity] // what the last look at listeners found
+
 	mu      sync.Mutex // one change at a time: apply, restart or upgrade
 	sockets map[string]*os.File
-	spare   *child  // nil: none
-	serving process // the gateway
+	spare   *child            // nil: none
+	watched []*os.File        // listeners of this process that are looked at as well
+	ending  []ending          // gateways that were told to end
+	owners  map[uint64]string // whose the sockets are that take connections from ours, by inode
 }
 
 // Supervise finds the gateway that serves cfg.Dir, or starts one with command, and restarts it whenever it dies, until Close. A gateway of
@@ -92,10 +103,10 @@ func Supervise(ctx context.Context, cfg Config, command []string) (*Supervisor, 
 	if err := os.MkdirAll(filepath.Join(cfg.Dir, "log"), 0o750); err != nil {
 		return nil, fmt.Errorf("preparing the gateway's directory: %w", err)
 	}
-	s := &Supervisor{
-		cfg: cfg, command: command, log: cfg.Log, client: Dial(cfg.controlPath()),
-		done: make(chan struct{}), sockets: map[string]*os.File{},
-	}
+	s := &Supervisor{cfg: cfg, command: command, program: command[0], log: cfg.Log, done: make(chan struct{}), sockets: map[string]*os.File{}}
+	s.client = dialGateway(cfg, s.servingPID)
+	s.lastListeners.Store(new([]drift.Oddity))
+	s.knowProgram()
 	if err := s.begin(ctx); err != nil {
 		closeAll(s.sockets)
 		s.spare.dismiss()
@@ -115,18 +126,84 @@ func (s *Supervisor) begin(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	pid, err := s.client.whose(ctx)
+	if err != nil {
+		return err
+	}
+	if other := s.pushedAside(ctx, pid); other != 0 {
+		s.log.Warn("the control path leads to a process that is no gateway of this program, and there is one", "path_pid", pid, "pid", other)
+		pid = other
+	}
+	if err := s.serves(pid); err != nil {
+		return fmt.Errorf("looking at the gateway that was found: %w", err)
+	}
+	if status, err = s.client.Status(ctx); err != nil {
+		return err
+	}
 	if err := s.fetch(ctx); err != nil {
 		return err
 	}
-	if s.serving, err = ofProcess(status.PID); err != nil {
-		return fmt.Errorf("looking at the gateway that was found: %w", err)
-	}
 	s.log.Info("gateway found", "pid", status.PID, "version", status.Version, "serial", status.Serial)
-	if status.Version != s.cfg.Version || s.lacksSockets() {
+	if status.Version != s.cfg.Version || s.lacksSockets() || s.own != (file{}) && s.serving.Load().exe != s.own {
 		return s.upgrade(ctx)
 	}
 	s.spare, err = s.fork()
 	return err
+}
+
+// pushedAside returns the gateway of this very program that serves although the control path leads to a process of another one; 0: there is none.
+func (s *Supervisor) pushedAside(ctx context.Context, found int) int {
+	if at, err := ofProcess(found); s.own == (file{}) || err == nil && at.exe == s.own {
+		return 0
+	}
+	for _, pid := range s.cfg.PIDs() {
+		p, err := ofProcess(pid)
+		if err != nil || p.exe != s.own {
+			continue
+		}
+		status, err := s.of(ctx, pid)
+		if err == nil && status.PID == pid && !status.Draining {
+			return pid
+		}
+	}
+	return 0
+}
+
+// of asks a process of this gateway for its status, and nobody who sits on its socket.
+func (s *Supervisor) of(ctx context.Context, pid int) (gateway.Status, error) {
+	ctx, cancel := context.WithTimeout(ctx, politeness)
+	defer cancel()
+	return dialGateway(s.cfg, func() int { return pid }).Status(ctx)
+}
+
+// knowProgram sees to it that a gateway is of this very program where it is of the same file, also when that was replaced on disk by then.
+func (s *Supervisor) knowProgram() {
+	own, err := fileAt(selfProgram)
+	if at, err2 := fileAt(s.command[0]); err == nil && err2 == nil && at == own {
+		s.own, s.program = own, selfProgram
+	}
+}
+
+// selfProgram is the file of the running program, whatever lies at its path.
+const selfProgram = "/proc/self/exe"
+
+// serves notes which process is the gateway, as it is now.
+func (s *Supervisor) serves(pid int) error {
+	p, err := ofProcess(pid)
+	if err != nil {
+		return err
+	}
+	p.socket = socketAt(socketOf(s.cfg, pid))
+	s.serving.Store(&p)
+	return nil
+}
+
+// servingPID returns the gateway's process, 0 when there was none yet.
+func (s *Supervisor) servingPID() int {
+	if p := s.serving.Load(); p != nil {
+		return p.pid
+	}
+	return 0
 }
 
 func (s *Supervisor) startFresh(ctx context.Context) error {
@@ -215,7 +292,7 @@ func (s *Supervisor) spawn(ctx context.Context) error {
 		err = fmt.Errorf("gateway (process %d) did not begin to serve: %w", c.process.Pid, err)
 		return fault.WithHint(fault.As(fault.Unavailable, err), "see %s", s.logPath())
 	}
-	if s.serving, err = ofProcess(c.process.Pid); err != nil {
+	if err := s.serves(c.process.Pid); err != nil {
 		return fault.As(fault.Unavailable, fmt.Errorf("looking at the gateway that was started: %w", err))
 	}
 	s.log.Info("gateway started", "pid", c.process.Pid)
@@ -288,7 +365,7 @@ func (s *Supervisor) exec(parent *os.File) (*os.Process, error) {
 		return nil, err
 	}
 	defer out.Close()
-	pid, err := syscall.ForkExec(s.command[0], s.command, &syscall.ProcAttr{
+	pid, err := syscall.ForkExec(s.program, s.command, &syscall.ProcAttr{
 		Env:   append(os.Environ(), fmt.Sprintf("%s=%d", environment, parentSocket)),
 		Files: []uintptr{null.Fd(), out.Fd(), out.Fd(), parent.Fd()},
 		Sys:   &syscall.SysProcAttr{Setsid: true},
@@ -336,7 +413,7 @@ func (s *Supervisor) await(life context.Context) {
 func (s *Supervisor) restart(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if _, err := s.client.Status(ctx); err == nil || ctx.Err() != nil {
+	if s.answers(ctx) || ctx.Err() != nil {
 		return ctx.Err()
 	}
 	died := time.Now()
@@ -348,6 +425,16 @@ func (s *Supervisor) restart(ctx context.Context) error {
 	}
 	s.log.Warn("gateway had died and was started again", "took", time.Since(died))
 	return nil
+}
+
+// answerWithin is how long a gateway that lives may take to say so on a machine that has much to do.
+const answerWithin = 10 * time.Second
+
+func (s *Supervisor) answers(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, answerWithin)
+	defer cancel()
+	_, err := s.client.Status(ctx)
+	return err == nil
 }
 
 func pause(ctx context.Context, d time.Duration) {
@@ -396,9 +483,12 @@ func (s *Supervisor) Status(ctx context.Context) (gateway.Status, error) {
 	if err != nil {
 		return status, err
 	}
-	for _, path := range ownSockets(s.cfg.controlPath()) {
-		old, err := Dial(path).Status(ctx)
-		if err != nil || old.PID == status.PID {
+	for _, pid := range s.cfg.PIDs() {
+		if pid == status.PID {
+			continue
+		}
+		old, err := s.of(ctx, pid)
+		if err != nil {
 			continue
 		}
 		addActive(status.Active, old.Active)
@@ -433,11 +523,9 @@ const politeness = time.Second
 func (s *Supervisor) Renew(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	old := s.serving
-	polite, cancel := context.WithTimeout(ctx, politeness)
-	defer cancel()
-	own := Dial(socketOf(s.cfg, old.pid))
-	if err := own.releaseQUIC(polite); err != nil {
+	old := *s.serving.Load()
+	own := dialGateway(s.cfg, func() int { return old.pid })
+	if err := politely(ctx, own.releaseQUIC); err != nil {
 		s.log.Warn("the gateway does not give up HTTP/3", "pid", old.pid, "error", err)
 	}
 	if err := s.openSockets(); err != nil {
@@ -446,13 +534,39 @@ func (s *Supervisor) Renew(ctx context.Context) error {
 	if err := s.spawn(ctx); err != nil {
 		return err
 	}
-	polite, cancel = context.WithTimeout(ctx, politeness)
-	defer cancel()
-	if err := own.Drain(polite); err != nil {
+	if err := politely(ctx, own.Drain); err != nil {
 		s.log.Warn("the gateway does not hand over: ending it", "pid", old.pid, "error", err)
-		return old.signal(unix.SIGKILL)
+		os.Remove(socketOf(s.cfg, old.pid)) // or whatever lies there
+		s.ending = append(s.ending, ending{old, time.Now().Add(stopTimeout + politeness)})
+		return old.signal(unix.SIGTERM) // it answers what is under way, if it still can
 	}
 	return nil
+}
+
+// ending is a gateway that was told to end.
+type ending struct {
+	process
+	by time.Time
+}
+
+// reap kills those that did not end in time. The caller holds mu.
+func (s *Supervisor) reap(now time.Time) {
+	s.ending = slices.DeleteFunc(s.ending, func(e ending) bool {
+		if now.Before(e.by) {
+			return false
+		}
+		if err := e.signal(unix.SIGKILL); err != nil {
+			s.log.Error("killing a gateway that did not end", "pid", e.pid, "error", err)
+		}
+		return true
+	})
+}
+
+// politely asks a gateway that may not answer.
+func politely(ctx context.Context, do func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, politeness)
+	defer cancel()
+	return do(ctx)
 }
 
 func (s *Supervisor) upgrade(ctx context.Context) error {
@@ -483,6 +597,10 @@ func (s *Supervisor) Close() error {
 	defer s.mu.Unlock()
 	closeAll(s.sockets)
 	clear(s.sockets)
+	for _, f := range s.watched {
+		f.Close()
+	}
+	s.watched = nil
 	s.spare.dismiss()
 	s.spare = nil
 	return nil

@@ -268,6 +268,10 @@ func TestGatewayOutlivesItsSupervisorAndIsFoundAgain(t *testing.T) {
 	if status, body, err := askedOnce(t, http.DefaultClient, first.HTTP); err != nil || status != http.StatusOK || body != "web-a" {
 		t.Errorf("after a kill: %d %q, %v", status, body, err)
 	}
+	eventually(t, "a new process", func() bool {
+		now, err := s.Status(t.Context())
+		return err == nil && now.PID != first.PID
+	})
 	s.Close()
 	cfg.Version = "2"
 	s = supervised(t, cfg)
