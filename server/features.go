@@ -17,6 +17,7 @@ func features(f local.Features) []api.Feature {
 		feature("erofs", f.EROFS),
 		feature("erofs-file-backed", f.FileBacked),
 		feature("exit-codes-after-launcher", f.ExitCodes),
+		feature("fs-verity", f.Verity),
 		feature("gvisor", f.GVisor),
 		feature("idmapped-mounts", f.IDMapped),
 		feature("limits", f.Limits),

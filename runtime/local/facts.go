@@ -125,6 +125,9 @@ func (x *inspection) lookAtRoot() (mounted bool) {
 	if t.seal.Immutable {
 		x.both(drift.Root, "attribute", "immutable", yes("immutable", "not immutable", !t.mutable))
 	}
+	if t.seal.Verity != "" {
+		x.both(drift.Root, "fs-verity", t.seal.Verity, t.verity)
+	}
 	if got, ok := x.content(t); ok {
 		x.both(drift.Root, "content", string(d), string(got))
 	}

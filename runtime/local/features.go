@@ -38,6 +38,7 @@ type Features struct {
 	Seccomp        Feature
 	ExitCodes      Feature // of instances that outlived their launcher (Linux 6.15)
 	GVisor         Feature
+	Verity         Feature // of the files of roots; found by Open, since it depends on where they lie
 }
 
 // Usable returns fault.Unavailable when no instance could run.

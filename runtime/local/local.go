@@ -130,6 +130,7 @@ func Open(ctx context.Context, config Config) (_ *Host, err error) {
 	if err := h.features.Usable(); err != nil {
 		return nil, err
 	}
+	h.features.Verity = probeVerity(filepath.Join(h.config.Dir, "roots"))
 	h.roots = newRoots(filepath.Join(h.config.Dir, "roots"), h.config.Dir, h.run, h.features, h.log)
 	h.trees = newTrees(h.run, h.features)
 	if err := errors.Join(h.loadSpecs(), h.roots.adopt()); err != nil {

@@ -116,10 +116,19 @@ func (r *roots) adoptOne(d digest.Digest) error {
 	return r.sealRoot(f, d)
 }
 
-// verify makes the file immutable and hashes it.
+// verify makes the file immutable and hashes it. What somebody wrote through a mapping goes to the disk before: from then on the kernel lets nobody
+// write through one, nor does it without a new change time.
 func (r *roots) verify(f *os.File, d digest.Digest) error {
+	if r.features.Verity.OK {
+		if err := enableVerity(f); err != nil {
+			r.log.Warn("root has no fs-verity", "root", d, "error", err)
+		}
+	}
 	if err := setImmutable(f, true); err != nil {
 		r.log.Warn("root can't be made immutable: whoever is root could change it while it is mounted", "root", d, "error", err)
+	}
+	if err := f.Sync(); err != nil {
+		return fmt.Errorf("writing root %s to the disk: %w", d, err)
 	}
 	got, _, err := digest.OfReader(f)
 	if err != nil {

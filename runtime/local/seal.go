@@ -23,6 +23,7 @@ type seal struct {
 	Device    uint64 `json:"device"`              // of what is mounted
 	File      stamp  `json:"file,omitzero"`       // of the root's file; zero for a tree
 	Immutable bool   `json:"immutable,omitempty"` // the file could be made so
+	Verity    string `json:"verity,omitempty"`    // what fs-verity says of it; "": it has none
 }
 
 // stamp tells a file and its last change.
@@ -79,6 +80,9 @@ func (r *roots) sealRoot(f *os.File, d digest.Digest) error {
 		return fmt.Errorf("examining root %s: %w", d, err)
 	}
 	s.File, s.Immutable = stampOf(st), isImmutable(f)
+	if r.features.Verity.OK {
+		s.Verity, _ = measureVerity(f) // one that could not get it has none
+	}
 	if err := writeSeal(r.sealPath(d.Hex()), s); err != nil {
 		return err
 	}
@@ -156,6 +160,9 @@ func (r *roots) touched(d digest.Digest) (t touch) {
 		t.file = now.String()
 	}
 	t.mutable = s.Immutable && !immutable
+	if s.Verity != "" {
+		t.verity = verityNow(r.file(d))
+	}
 	return t
 }
 
@@ -184,9 +191,12 @@ type touch struct {
 	mount   string // "": as sealed
 	file    string // "": as sealed
 	mutable bool   // the immutable attribute is gone
+	verity  string // what fs-verity says, where the seal has that
 }
 
-func (t touch) clean() bool { return t.mount == "" && t.file == "" && !t.mutable }
+func (t touch) clean() bool {
+	return t.mount == "" && t.file == "" && !t.mutable && t.verity == t.seal.Verity
+}
 
 // restore makes sure that the root that new instances get is the one that was asked for: one that was touched since it was sealed is
 // hashed again, and one that differs is set aside, with its mounts, and made anew from its image. Running instances keep what they have.
