@@ -2,6 +2,7 @@ package reconcile
 
 import (
 	"context"
+	"errors"
 	"maps"
 	"slices"
 	"time"
@@ -104,12 +105,12 @@ func (m measuring) instance(ctx context.Context, env deploy.Environment, o insta
 	if o.State != instance.Running {
 		out.State = attest.Waiting
 	}
-	var err error
-	if out.Found, err = m.root(ctx, out.ID, component.Root); err != nil || out.State != attest.Running {
-		return out, err
+	var unread, unseen error
+	out.Found, unread = m.root(ctx, out.ID, component.Root)
+	if out.State == attest.Running { // also when its root can't be read: that something differs is more than that nothing can be told
+		out.Findings, unseen = Inspect(ctx, m.host, recorded, component)
 	}
-	out.Findings, err = Inspect(ctx, m.host, recorded, component)
-	return out, err
+	return out, errors.Join(unread, unseen)
 }
 
 // root reads what an instance runs on.

@@ -131,6 +131,12 @@ func TestWhatCantBeMeasuredIsSaidUnlessItWasRetiredMeanwhile(t *testing.T) {
 		if i := w.measure(t)[ids[0]]; i.Result != attest.NotMeasured || i.Detail != "the disk is away" {
 			t.Errorf("%+v", i)
 		}
+		if err := w.host.Tamper(ids[0], drift.Fact{Kind: drift.Port, Field: "0.0.0.0:4444", Value: "listening"}); err != nil {
+			t.Fatal(err)
+		}
+		if i := w.measure(t)[ids[0]]; i.Result != attest.Differs || len(i.Findings) != 1 || i.Detail != "the disk is away" {
+			t.Errorf("tampered with, and not readable: %+v", i)
+		}
 		u.asked = func() { w.retire(t, ids[0]) }
 		w.via = u
 		if got := w.measure(t); len(got) != 1 || !got[ids[1]].OK() {
