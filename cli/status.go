@@ -77,11 +77,25 @@ func (a *app) statusAll(ctx context.Context, cl *client.Client) error {
 		rows = append(rows, []string{e.Name, orDash(e.App), strconv.Itoa(e.Generation), state,
 			fmt.Sprintf("%d/%d", e.Healthy, e.Wanted), orDash(e.Release.Short()), age(e.At) + " ago", orDash(e.By)})
 	}
+	defer a.warnMachine(ctx, cl)
 	defer a.warnUnverified(list)
 	if len(list) == 1 && list[0].Name == string(platform.Env) {
 		defer fmt.Fprintln(a.Stderr, "no app runs yet: invar apply ENV brings the first")
 	}
 	return table(a.Stdout, "ENVIRONMENT APP GENERATION STATE HEALTHY RELEASE SINCE BY", rows)
+}
+
+// warnMachine tells what is odd on the machine beside the environments, to those who may know.
+func (a *app) warnMachine(ctx context.Context, cl *client.Client) {
+	open, err := cl.Drifts(ctx, "", true, time.Time{})
+	if err != nil {
+		return // an older server; the environments are what was asked for
+	}
+	for _, d := range open {
+		if d.Env == "" {
+			fmt.Fprintf(a.Stderr, "the machine: %s (%s, since %s ago; invar drift --open)\n", strings.Join(d.Causes, "; "), d.Response, age(d.At))
+		}
+	}
 }
 
 // warnUnverified tells which environments nobody measured for too long.

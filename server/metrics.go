@@ -21,6 +21,7 @@ var (
 	ledgerEntries = prometheus.NewDesc("invar_ledger_entries", "Entries of the ledger.", nil, nil)
 	witnessAlarms = prometheus.NewDesc("invar_ledger_witness_alarms_total", "Inconsistencies between the ledger and what its witnesses have seen, since the server started.", nil, nil)
 	witnessed     = prometheus.NewDesc("invar_ledger_witnessed_entries", "Entries up to which a quorum of witnesses has cosigned.", nil, nil)
+	hostDrift     = prometheus.NewDesc("invar_host_drift_open", "What is not as it should be on the machine beside the instances, and is not over.", nil, nil)
 	generation    = prometheus.NewDesc("invar_environment_generation", "Generation of the environment's head.", []string{"environment"}, nil)
 	rolling       = prometheus.NewDesc("invar_environment_state", "1 for the state that the head's rollout is in.", []string{"environment", "state"}, nil)
 	tainted       = prometheus.NewDesc("invar_instances_tainted", "Instances that somebody was in, and that are to be replaced.", []string{"environment"}, nil)
@@ -37,6 +38,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
 	}
 	gauge(ledgerEntries, float64(now.Size()))
+	gauge(hostDrift, float64(len(now.Host().Open)))
 	w := c.witnesses()
 	gauge(witnessed, float64(w.UpTo))
 	ch <- prometheus.MustNewConstMetric(witnessAlarms, prometheus.CounterValue, float64(w.Raised))

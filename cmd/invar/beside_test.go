@@ -167,6 +167,11 @@ func TestWhatIsStartedBesideInstancesIsFoundAndEnded(t *testing.T) {
 			t.Errorf("%s: not found within %v: %v", stray.Name, foundWithin, b.odd())
 		}
 		if !stray.Ended {
+			for _, command := range []string{"status", "drift"} {
+				if out, _ := m.invar(t.Context(), command); !strings.Contains(out, key) { // drift exits with 2
+					t.Errorf("invar %s does not tell of %s:\n%s", command, stray.Name, out)
+				}
+			}
 			undo()
 		}
 		if !within(foundWithin, func() (ok bool) { _, ok = b.beside("host.resolved", key); return ok }) {
