@@ -176,11 +176,12 @@ func Check(s Statement[Verification]) error {
 var (
 	measures = []string{
 		"the root's bytes, from the first to the last, against the digest in the release",
-		"the root's file and mount; every mount and its flags; arguments, working directory and environment as the launcher was told them; users, groups, capabilities, seccomp mode and no_new_privs of the first process; namespaces; limits; listeners; the hosts file, resolv.conf, files and the modes of secrets",
+		"the root's file and mount; every mount and its flags; arguments, working directory and environment as the launcher was told them; of every process its program, users, groups, capabilities, seccomp mode and no_new_privs; namespaces and network interfaces; limits; listeners; files in scratches that are executable; the hosts file, resolv.conf, files and the modes of secrets",
 		"instances that the ledger says run and do not, and instances that run and the ledger does not know",
 	}
 	excludes = []string{
-		"the content of volumes and secrets; memory",
+		"the content of volumes and secrets; memory, and code that was made in it; what lies past 256 processes of an instance, and past 200 files of its scratches",
+		"of instances in a gVisor sandbox: processes, mounts and scratches",
 		"the machine, its kernel, and the server itself",
 	}
 )
