@@ -104,6 +104,9 @@ const (
 
 func (x *inspection) describe(m mountLine, run, tree uint64) string {
 	masked := x.e.masked
+	if v, ok := x.e.volumes[m.at]; ok && x.isVolume(m.at, v) { // first: it may lie on a file system of any kind
+		return aVolume + string(v.Name) + " " + m.guard()
+	}
 	switch {
 	case m.at == "/" && m.root == "/":
 		if m.device != tree {
@@ -121,14 +124,14 @@ func (x *inspection) describe(m mountLine, run, tree uint64) string {
 	case m.kind == "tmpfs", m.kind == "devpts":
 		return m.kind + " " + m.guard()
 	}
-	if v, ok := x.e.volumes[m.at]; ok {
-		var inside, outside unix.Stat_t
-		if unix.Stat(filepath.Join(x.proc("root"), m.at), &inside) == nil && unix.Stat(x.h.volumeDir(v), &outside) == nil &&
-			inside.Dev == outside.Dev && inside.Ino == outside.Ino {
-			return aVolume + string(v.Name) + " " + m.guard()
-		}
-	}
 	return fmt.Sprintf("%s of device %d:%d %s %s", m.kind, unix.Major(m.device), unix.Minor(m.device), m.root, m.guard())
+}
+
+// isVolume reports whether what is mounted there is the directory of the volume, in the version that the instance is to have.
+func (x *inspection) isVolume(at string, v runtime.Volume) bool {
+	var inside, outside unix.Stat_t
+	return unix.Stat(filepath.Join(x.proc("root"), at), &inside) == nil && unix.Stat(x.h.volumeDir(v), &outside) == nil &&
+		inside.Dev == outside.Dev && inside.Ino == outside.Ino
 }
 
 // givenFiles are the files that a host puts into an instance, in order.

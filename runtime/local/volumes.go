@@ -92,7 +92,7 @@ func (h *Host) CopyVolume(ctx context.Context, c runtime.VolumeCopy, progress fu
 	}
 	content, err := h.copyVolume(ctx, c, to, progress)
 	if err != nil {
-		return content, explain(c, to, err)
+		return content, explain(to, err)
 	}
 	return content, nil
 }
@@ -182,9 +182,8 @@ func removeFile(path string) error {
 	return nil
 }
 
-// explain says what an operator can do about a copy that failed.
-func explain(c runtime.VolumeCopy, to string, err error) error {
-	err = fmt.Errorf("copying %s to %s: %w", c.From, c.To, err)
+// explain gives a copy's failure its kind, and says what an operator can do about it.
+func explain(to string, err error) error {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return fault.As(fault.NotFound, err)
