@@ -3,7 +3,6 @@ package control
 import (
 	"context"
 	"fmt"
-	"slices"
 	"strings"
 
 	"github.com/invarhq/invar/change"
@@ -53,44 +52,14 @@ func (s *Service) PlanRollback(b Back) (Planned, error) {
 	return Planned{}, fmt.Errorf("planning a rollback of environment %s: %w", b.Env, err)
 }
 
-// restores returns what every volume of the record gets so that it has what the generation left, and what of that a plan shows. A volume that
-// only this version of its component has had since stays as it is.
+// restores returns what every volume of the record gets so that it has what the generation left, and what of that a plan shows.
 func restores(env deploy.Environment, generation int, r release.Record) ([]deploy.Restore, []change.VolumeItem, error) {
-	var list []deploy.Restore
-	var items []change.VolumeItem
-	var lost []string
-	for _, p := range r.Components {
-		version, err := p.Component.Digest()
-		if err != nil {
-			return nil, nil, err
-		}
-		for _, vol := range p.Component.Volumes {
-			v := env.Data[deploy.IDOf(p.Component.Name, vol.Name)]
-			item := change.VolumeItem{Component: p.Component.Name, Volume: vol.Name, Keeps: v.Current}
-			at, kept, ok := v.AsLeft(generation)
-			switch {
-			case v.Untouched(generation, version):
-				item.Stays = true
-			case !ok:
-				lost = append(lost, fmt.Sprintf("%s/%s", p.Component.Name, vol.Name))
-			default:
-				list = append(list, deploy.Restore{Component: p.Component.Name, Volume: vol.Name, From: at})
-				item.Version, item.Snapshot, item.At, item.Generation = at.Version, at.Snapshot, kept.At, kept.Generation
-				if kept.Content != nil && at.Snapshot > 0 {
-					item.Bytes = kept.Content.Bytes
-				}
-			}
-			items = append(items, item)
-		}
-	}
-	if lost != nil {
-		return nil, nil, fault.WithHint(fault.Errorf(fault.NotFound, "nothing is kept of what generation %d left in: %s", generation, strings.Join(lost, ", ")),
+	list, items, lost, err := state.DataOf(env, generation, r)
+	if err == nil && lost != nil {
+		err = fault.WithHint(fault.Errorf(fault.NotFound, "nothing is kept of what generation %d left in: %s", generation, strings.Join(lost, ", ")),
 			"see what is: invar volume list %s; or leave the data as they are: without --with-data", env.Name)
 	}
-	slices.SortFunc(list, func(a, b deploy.Restore) int {
-		return strings.Compare(string(deploy.IDOf(a.Component, a.Volume)), string(deploy.IDOf(b.Component, b.Volume)))
-	})
-	return list, items, nil
+	return list, items, err
 }
 
 // DeleteVolume has a version or a snapshot of a volume deleted for good. It fails with fault.Conflict for what is in use.

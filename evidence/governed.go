@@ -52,7 +52,7 @@ func (a *auditor) request(d state.ChangeRequest) {
 		a.mayFork(*d.Fork)
 	}
 	a.promoted(d.Promoted, d.Bundle, true)
-	a.plan(d.Plan, d.Move, d.App, d.Release, d.Fork)
+	a.plan(d.Plan, d.Move, d.App, d.Release, d.Fork, &d)
 }
 
 // suggested says why the server had no reason to propose a change by itself, or nil.
@@ -64,8 +64,8 @@ func (a *auditor) suggested(d state.ChangeRequest) error {
 	return errors.New("the server proposed it, and had no reason to: the head is not revoked")
 }
 
-// plan checks that a plan is the difference of what the environment has and the release.
-func (a *auditor) plan(plan digest.Digest, kind state.MoveKind, app spec.AppName, d digest.Digest, fork *state.ForkOf) {
+// plan checks that a plan is the difference of what the environment has and the release; with data, also what the volumes get.
+func (a *auditor) plan(plan digest.Digest, kind state.MoveKind, app spec.AppName, d digest.Digest, fork *state.ForkOf, asked *state.ChangeRequest) {
 	env := a.environment(a.entry.Env)
 	next := change.Proposed{Digest: d, Record: release.Record{App: app, Env: env.Name, Rollout: env.Head.Record.Rollout}}
 	if kind != state.MovedByDestroy {
@@ -82,13 +82,30 @@ func (a *auditor) plan(plan digest.Digest, kind state.MoveKind, app spec.AppName
 			next.Record = env.Fork.Over(env.Name, r)
 		}
 	}
-	made, err := change.MakePlan(change.Current{
+	current := change.Current{
 		Base: change.Base{Generation: env.Head.Number, Release: env.Head.Release}, Record: env.Head.Record, Failed: env.Head.Outcome == deploy.Broken,
-	}, next).Digest()
+	}
+	made, err := change.MakePlan(current, next).Digest()
+	if err == nil && kind == state.MovedByRollback && asked != nil && (len(asked.Restore) > 0 || made != plan) {
+		made, err = planWithData(env.Environment, *asked, current, next)
+	}
 	if err == nil && made != plan {
 		err = fmt.Errorf("plan %s is not what lies between the two releases: that is %s", plan.Short(), made.Short())
 	}
 	a.check("plan", err)
+}
+
+// planWithData is the plan of a rollback that takes data back, or was asked to and finds that all of them stay: what is restored must be what it says.
+func planWithData(env deploy.Environment, asked state.ChangeRequest, current change.Current, next change.Proposed) (digest.Digest, error) {
+	restore, items, _, err := state.DataOf(env, asked.To, next.Record)
+	if err == nil && !slices.Equal(restore, asked.Restore) {
+		err = errors.New("it restores other data than those that the generation left")
+	}
+	if err != nil {
+		return "", err
+	}
+	next.Volumes = items
+	return change.MakePlan(current, next).Digest()
 }
 
 // statementOf is what was to be signed of a change, without the time of signing.
@@ -183,7 +200,7 @@ func (a *auditor) review(d state.ChangeReview) {
 }
 
 func (a *auditor) applied(d state.Apply) {
-	a.plan(d.Plan, state.MovedByApply, d.App, d.Release, nil)
+	a.plan(d.Plan, state.MovedByApply, d.App, d.Release, nil, nil)
 	a.promoted(d.Promoted, d.Bundle, d.Change == 0)
 	a.move(state.MovedByApply, d.Release, d.Governed, d.Plan)
 }
@@ -207,7 +224,7 @@ func (a *auditor) promoted(p *state.Promoted, bundle digest.Digest, asked bool) 
 // forked checks a fork as a move, and that whoever asked for it could read what it is a fork of. One that a change proposed was
 // asked for by the change's author.
 func (a *auditor) forked(d state.Fork) {
-	a.plan(d.Plan, state.MovedByFork, d.App, d.Release, &d.ForkOf)
+	a.plan(d.Plan, state.MovedByFork, d.App, d.Release, &d.ForkOf, nil)
 	if d.Change == 0 {
 		a.mayFork(d.ForkOf)
 	}

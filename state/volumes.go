@@ -4,7 +4,9 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strings"
 
+	"github.com/invarhq/invar/change"
 	"github.com/invarhq/invar/deploy"
 	"github.com/invarhq/invar/fault"
 	"github.com/invarhq/invar/release"
@@ -104,4 +106,37 @@ func restorable(env, source deploy.Environment, r deploy.Restore, record release
 		return fault.Errorf(fault.Conflict, "environment %s has volume %s already", env.Name, id)
 	}
 	return nil
+}
+
+// DataOf returns what every volume of a release gets so that it has what the generation left in it, and what of that a plan shows; lost
+// names those of which nothing is kept. A volume that only this version of its component has had since stays as it is.
+func DataOf(env deploy.Environment, generation int, r release.Record) (list []deploy.Restore, items []change.VolumeItem, lost []string, err error) {
+	for _, p := range r.Components {
+		version, err := p.Component.Digest()
+		if err != nil {
+			return nil, nil, nil, err
+		}
+		for _, vol := range p.Component.Volumes {
+			v := env.Data[deploy.IDOf(p.Component.Name, vol.Name)]
+			item := change.VolumeItem{Component: p.Component.Name, Volume: vol.Name, Keeps: v.Current}
+			at, kept, ok := v.AsLeft(generation)
+			switch {
+			case v.Untouched(generation, version):
+				item.Stays = true
+			case !ok:
+				lost = append(lost, fmt.Sprintf("%s/%s", p.Component.Name, vol.Name))
+			default:
+				list = append(list, deploy.Restore{Component: p.Component.Name, Volume: vol.Name, From: at})
+				item.Version, item.Snapshot, item.At, item.Generation = at.Version, at.Snapshot, kept.At, kept.Generation
+				if kept.Content != nil && at.Snapshot > 0 {
+					item.Bytes = kept.Content.Bytes
+				}
+			}
+			items = append(items, item)
+		}
+	}
+	slices.SortFunc(list, func(a, b deploy.Restore) int {
+		return strings.Compare(string(deploy.IDOf(a.Component, a.Volume)), string(deploy.IDOf(b.Component, b.Volume)))
+	})
+	return list, items, lost, nil
 }
