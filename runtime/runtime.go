@@ -10,6 +10,9 @@
 // inside its network (Observation names it), so that a component finds what it uses from its first instruction on.
 // An exited instance is never started again: it is removed, and another one created.
 //
+// A running instance can be frozen: it stands still from then on, for whoever wants to see what was done to it, and
+// can only be stopped or removed.
+//
 // A host remembers its instances without the caller: after a restart of either, List tells all of them
 // with the Spec's Identity that Create was given. A host starts nothing by itself and retires nothing
 // by itself; it does run the health checks, and tells their results.
@@ -72,6 +75,16 @@ type Host interface {
 	// changes nothing, and takes nothing from what Create was given. fault.NotFound for an instance that is not on the host,
 	// fault.Conflict for one that does not run.
 	Inspect(ctx context.Context, q Question) (Inspection, error)
+
+	// Freeze stops all processes of a running instance where they are, for good: Stop and Remove end them as they stand, and nothing else
+	// lets them go on. It returns once they stand still. Its checks end, so that its health stays what it was; it is still listed as running,
+	// also by another Host. It fails with fault.NotFound for an unknown instance, fault.Conflict for one that does not run, fault.Invalid for
+	// a host that can't do it.
+	Freeze(ctx context.Context, id instance.ID) error
+
+	// Evidence takes down what can be told of a running instance from outside. Of a frozen one, it is all of one moment. It changes nothing.
+	// It fails as Inspect does.
+	Evidence(ctx context.Context, q Question) (Evidence, error)
 
 	// Logs writes the instance's log to w, oldest first, from the tail lines on (tail < 0: all), and with follow
 	// goes on until the instance is removed or ctx ends. Logs of removed instances stay readable while they are retained.

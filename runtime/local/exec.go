@@ -33,6 +33,9 @@ func (h *Host) exec(ctx context.Context, id instance.ID, s runtime.Session) (int
 	if i.spec.Isolation != "" {
 		return 0, fault.Errorf(fault.Invalid, "an instance with isolation = %q can have no sessions", i.spec.Isolation)
 	}
+	if h.freezer(id).frozen() {
+		return 0, fault.Errorf(fault.Conflict, "it is frozen: what differs in it is being kept as evidence")
+	}
 	n, err := h.launcher.dialSoon(ctx)
 	if err != nil {
 		return 0, err

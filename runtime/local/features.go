@@ -35,6 +35,7 @@ type Features struct {
 	CgroupVersion  int     // 1, 2, or 0: none
 	Limits         Feature // cpu, memory and process limits
 	Swap           Feature // whether a memory limit covers swap
+	Freezer        Feature // stopping all processes of an instance where they are
 	Seccomp        Feature
 	ExitCodes      Feature // of instances that outlived their launcher (Linux 6.15)
 	GVisor         Feature
@@ -52,7 +53,7 @@ func (f Features) Usable() error {
 // Warnings returns a sentence for each thing that this machine lacks.
 func (f Features) Warnings() []string {
 	var out []string
-	for _, x := range []Feature{f.Namespaces, f.EROFS, f.FileBacked, f.UserNamespaces, f.IDMapped, f.Overlay, f.Limits, f.Swap, f.Seccomp, f.ExitCodes} {
+	for _, x := range []Feature{f.Namespaces, f.EROFS, f.FileBacked, f.UserNamespaces, f.IDMapped, f.Overlay, f.Limits, f.Swap, f.Freezer, f.Seccomp, f.ExitCodes} {
 		if !x.OK {
 			out = append(out, x.Detail)
 		}
@@ -68,6 +69,7 @@ func Probe(ctx context.Context, withoutUserNamespaces bool) Features {
 	probeEROFS(&f)
 	f.Overlay = hasFilesystem("overlay", "overlayfs: mount points that a root lacks can't be added")
 	f.CgroupVersion, f.Limits, f.Swap = probeCgroups("/sys/fs/cgroup")
+	f.Freezer = probeFreezer(f.CgroupVersion)
 	f.Seccomp = probeSeccomp()
 	f.ExitCodes = probeExitCodes()
 	f.GVisor = probeGVisor(ctx)

@@ -40,7 +40,7 @@ type checker struct {
 
 // beginChecks starts to check a running instance. The caller holds mu.
 func (h *Host) beginChecks(i *inst) {
-	if h.closing.Err() != nil {
+	if h.closing.Err() != nil || h.freezer(i.spec.Identity.ID).frozen() {
 		return
 	}
 	ctx, cancel := context.WithCancel(h.closing)

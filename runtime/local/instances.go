@@ -269,16 +269,30 @@ func (h *Host) Stop(ctx context.Context, id instance.ID) error {
 	case instance.Absent, instance.Exited:
 		return nil
 	case instance.Running:
+		if h.freezer(id).frozen() { // it can't heed a signal, and is not to run on
+			return h.killFrozen(ctx, i)
+		}
 		done, err := h.signalAndWait(ctx, i, i.spec.Signal(), cmp.Or(i.spec.StopTimeout, defaultStopTimeout))
 		if done || err != nil {
 			return err
 		}
 	}
+	return h.kill(ctx, i)
+}
+
+func (h *Host) kill(ctx context.Context, i *inst) error {
 	done, err := h.signalAndWait(ctx, i, int(unix.SIGKILL), 10*time.Second)
 	if err == nil && !done {
-		err = fault.Errorf(fault.Unavailable, "stopping instance %s: it is still there 10s after SIGKILL", id)
+		err = fault.Errorf(fault.Unavailable, "stopping instance %s: it is still there 10s after SIGKILL", i.spec.Identity.ID)
 	}
 	return err
+}
+
+func (h *Host) killFrozen(ctx context.Context, i *inst) error {
+	if err := h.freezer(i.spec.Identity.ID).end(); err != nil {
+		return fault.As(fault.Unavailable, fmt.Errorf("thawing instance %s: %w", i.spec.Identity.ID, err))
+	}
+	return h.kill(ctx, i)
 }
 
 func (h *Host) signalAndWait(ctx context.Context, i *inst, signal int, limit time.Duration) (gone bool, err error) {
@@ -327,6 +341,9 @@ func (h *Host) Remove(ctx context.Context, id instance.ID) error {
 // discard deletes every trace of i but its volumes and its log. The launcher goes first: what it does not know can be deleted.
 func (h *Host) discard(ctx context.Context, i *inst) error {
 	id := i.spec.Identity.ID
+	if err := h.freezer(id).end(); err != nil {
+		return fmt.Errorf("thawing it: %w", err)
+	}
 	if _, err := h.launcher.callRepeated(ctx, wire.Request{Op: wire.OpRemove, ID: string(id)}); err != nil {
 		return err
 	}

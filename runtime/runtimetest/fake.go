@@ -88,6 +88,7 @@ type running struct {
 	seen     instance.Observation
 	timers   []*time.Timer
 	stopping bool
+	frozen   bool
 	gone     chan struct{} // closed at the exit and at the removal
 	ended    bool          // gone is closed
 }
@@ -314,6 +315,9 @@ func (f *Fake) signal(r *running) {
 	}
 	r.stopping = true
 	takes, code, limit := r.behave.StopTakes, 0, cmp.Or(r.spec.StopTimeout, 10*time.Second)
+	if r.frozen {
+		takes, code = 0, 137
+	}
 	if takes > limit {
 		takes, code = limit, 137
 	}
@@ -415,6 +419,48 @@ func (f *Fake) Inspect(_ context.Context, q runtime.Question) (runtime.Inspectio
 		return runtime.Inspection{}, fault.Errorf(fault.Conflict, "inspecting instance %s: it does not run", id)
 	}
 	return runtime.Inspection{Want: fakeFacts(q.Spec), Got: drift.Of(append(fakeFacts(r.spec).List(), r.tampered...)...)}, nil
+}
+
+// Freeze implements runtime.Host.
+func (f *Fake) Freeze(_ context.Context, id instance.ID) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	lost, err := f.fault("freeze", id)
+	if err != nil {
+		return err
+	}
+	_, r := f.find(id)
+	switch {
+	case r == nil:
+		return fault.Errorf(fault.NotFound, "freezing instance %s: it is not on this host", id)
+	case r.seen.State != instance.Running:
+		return fault.Errorf(fault.Conflict, "freezing instance %s: it does not run", id)
+	}
+	r.frozen = true
+	for _, t := range r.timers {
+		t.Stop()
+	}
+	r.timers = nil
+	return lost
+}
+
+// Evidence implements runtime.Host.
+func (f *Fake) Evidence(ctx context.Context, q runtime.Question) (runtime.Evidence, error) {
+	x, err := f.Inspect(ctx, q)
+	if err != nil {
+		return runtime.Evidence{}, err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	id := q.Spec.Identity.ID
+	_, r := f.find(id)
+	if r == nil {
+		return runtime.Evidence{}, fault.Errorf(fault.NotFound, "taking evidence of instance %s: it is not on this host", id)
+	}
+	return runtime.Evidence{
+		V: 1, Instance: r.spec.Identity, At: time.Now().UTC().Truncate(time.Millisecond), Frozen: r.frozen, Want: x.Want, Got: x.Got,
+		Findings: drift.Compare(x.Want, x.Got), Processes: []runtime.Process{{PID: r.seen.PID, Args: r.spec.Args, InCgroup: true}}, Log: slices.Clone(f.logs[id]),
+	}, nil
 }
 
 func fakeFacts(s runtime.Spec) drift.Facts {

@@ -65,6 +65,11 @@ func (f *Fake) Tamper(id instance.ID, fact drift.Fact) error {
 	return f.with(id, func(r *running) { r.tampered = append(r.tampered, fact) })
 }
 
+// Mend undoes what Tamper did.
+func (f *Fake) Mend(id instance.ID) error {
+	return f.with(id, func(r *running) { r.tampered = nil })
+}
+
 // Say adds a line to an instance's log.
 func (f *Fake) Say(id instance.ID, line string) error {
 	return f.with(id, func(r *running) {

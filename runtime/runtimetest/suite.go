@@ -67,6 +67,7 @@ func Suite(t *testing.T, fresh func(*testing.T) Harness) {
 		{"ACommandRunsBesideTheInstance", testExec},
 		{"ACommandEndsWithItsCallerAndItsInstance", testExecEnds},
 		{"AnInstanceIsMeasuredAsItRuns", testMeasure},
+		{"AFrozenInstanceStandsStillAndEnds", testFrozen},
 		{"LogsAreReadToTheirTailAndAfterRemoval", testLogs},
 		{"VolumesAreDestroyedOnlyWhenUnused", testVolumes},
 		{"AVolumeIsCopiedWholeOrNotAtAll", testCopyVolume},
@@ -407,6 +408,46 @@ func testMeasure(t *testing.T, s *suite) {
 		t.Errorf("found root %s, want %s", m.Root, spec.Root)
 	}
 	s.must(s.Host.Remove(t.Context(), spec.Identity.ID))
+}
+
+func testFrozen(t *testing.T, s *suite) {
+	for id, want := range map[instance.ID]fault.Kind{"web-unknown": fault.NotFound, "web-waits": fault.Conflict} {
+		if want == fault.Conflict {
+			s.must(s.Host.Create(t.Context(), s.Spec(string(id), Serve)))
+		}
+		_, err := s.Host.Evidence(t.Context(), runtime.Question{Spec: s.Spec(string(id), Serve)})
+		if frozen := s.Host.Freeze(t.Context(), id); !errors.Is(frozen, want) || !errors.Is(err, want) {
+			t.Errorf("%s: %v and %v, want %s", id, frozen, err, want)
+		}
+	}
+	for _, id := range []string{"web-stopped", "web-removed"} {
+		spec := s.Spec(id, Stubborn)
+		s.start(spec)
+		before := s.until(spec.Identity.ID, "passing", isPassing)
+		s.must(s.Host.Freeze(t.Context(), spec.Identity.ID))
+		s.must(s.Host.Freeze(t.Context(), spec.Identity.ID))
+		if after := s.see(spec.Identity.ID); after.State != instance.Running || after.Health != before.Health || after.PID != before.PID {
+			t.Errorf("frozen: %+v, was %+v", after, before)
+		}
+		e, err := s.Host.Evidence(t.Context(), runtime.Question{Spec: spec.WithoutSecrets()})
+		s.must(err)
+		if !e.Frozen || e.V != 1 || e.Instance != spec.Identity || e.Got.Len() == 0 || len(e.Findings) > 0 ||
+			!slices.ContainsFunc(e.Processes, func(p runtime.Process) bool { return p.PID == before.PID && p.InCgroup }) {
+			t.Errorf("evidence: %+v", e)
+		}
+	}
+	s.Host = s.Reopen()
+	if e, err := s.Host.Evidence(t.Context(), runtime.Question{Spec: s.Spec("web-stopped", Stubborn).WithoutSecrets()}); err != nil || !e.Frozen {
+		t.Errorf("reopened: %+v, %v", e, err)
+	}
+	s.must(s.Host.Stop(t.Context(), "web-stopped"))
+	if o := s.see("web-stopped"); o.State != instance.Exited || o.ExitCode != 137 {
+		t.Errorf("stopped: %+v", o)
+	}
+	s.must(s.Host.Remove(t.Context(), "web-removed"))
+	if o := s.see("web-removed"); o.State != instance.Absent {
+		t.Errorf("removed: %+v", o)
+	}
 }
 
 func testLogs(t *testing.T, s *suite) {
