@@ -84,7 +84,7 @@ type EnvironmentSummary struct {
 	Healthy    int           `json:"healthy" doc:"Instances of the head that pass their checks."`
 	Total      int           `json:"total" doc:"All instances, those of older releases included."`
 	Tainted    int           `json:"tainted,omitempty" doc:"Those that somebody was in, and that are to be replaced."`
-	OnDrift    string        `json:"on_drift,omitempty" enum:"alert" doc:"What follows when an instance differs from its release; absent: it is replaced."`
+	OnDrift    string        `json:"on_drift,omitempty" enum:"alert,freeze" doc:"What follows when an instance differs from its release; absent: it is replaced."`
 	Fork       *Fork         `json:"fork,omitempty" doc:"What it is a fork of; absent: it is none."`
 	Verified   *Verified     `json:"verified,omitempty" doc:"What measuring what runs found last; absent: it was never measured."`
 	Notices    []Notice      `json:"notices,omitempty" doc:"What blocks it, what waits and what is due, beside how it does."`
@@ -656,6 +656,8 @@ type Drift struct {
 	Causes    []string       `json:"causes" doc:"What differs, a sentence for each entry."`
 	Response  string         `json:"response" example:"replace" doc:"What follows by the rule."`
 	Entries   []uint64       `json:"entries" doc:"Indexes of the ledger entries with the findings, and all that was measured of them."`
+	Frozen    uint64         `json:"frozen,omitempty" doc:"Index of the entry with the evidence that was kept of it."`
+	Evidence  digest.Digest  `json:"evidence,omitempty" doc:"Digest of that evidence."`
 	Resolved  *DriftResolved `json:"resolved,omitempty" doc:"How it was resolved; absent: it is open."`
 }
 

@@ -91,6 +91,9 @@ func (a *app) renderDrifts(list []api.Drift) error {
 		for _, n := range d.Entries {
 			entries = append(entries, fmt.Sprint(n))
 		}
+		if d.Frozen > 0 {
+			entries = append(entries, fmt.Sprint(d.Frozen))
+		}
 		how := "OPEN"
 		if r := d.Resolved; r != nil {
 			how = r.How + " after " + r.At.Sub(d.At).Round(time.Millisecond).String()

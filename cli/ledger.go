@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"encoding/base64"
 	"fmt"
 	"io"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/invarhq/invar/api"
 	"github.com/invarhq/invar/api/client"
+	"github.com/invarhq/invar/digest"
 	"github.com/invarhq/invar/fault"
 	"github.com/invarhq/invar/ledger/witness"
 )
@@ -108,14 +110,20 @@ func entryIndex(arg string) (uint64, error) {
 }
 
 func (a *app) ledgerShowCommand() *cobra.Command {
-	return &cobra.Command{
+	var content bool
+	c := &cobra.Command{
 		Use:   "show ENTRY",
 		Short: "Show one entry's exact bytes",
-		Args:  cobra.ExactArgs(1),
+		Long: `Show prints the entry as it is in the ledger. With --body it prints, byte by byte, the content that the entry names: a plan, a release,
+the evidence of an instance. That needs the permission evidence. A session's recording is read with invar recording.`,
+		Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			p, err := a.proof(c, args[0])
 			if err != nil {
 				return err
+			}
+			if content {
+				return a.showBody(c.Context(), p.Entry)
 			}
 			if a.output == "json" {
 				return a.json(p.Entry)
@@ -124,6 +132,27 @@ func (a *app) ledgerShowCommand() *cobra.Command {
 			return err
 		},
 	}
+	c.Flags().BoolVar(&content, "body", false, "the content that the entry names")
+	return c
+}
+
+func (a *app) showBody(ctx context.Context, e api.Entry) error {
+	if e.Body == nil {
+		return fault.Errorf(fault.NotFound, "entry %d names no content", e.Index)
+	}
+	cl, err := a.client()
+	if err != nil {
+		return err
+	}
+	b, err := cl.Content(ctx, e.Body.Digest)
+	if err != nil {
+		return err
+	}
+	if got := digest.Of(b); got != e.Body.Digest {
+		return fault.Errorf(fault.Corrupt, "the content of entry %d has digest %s, not %s", e.Index, got, e.Body.Digest)
+	}
+	_, err = a.Stdout.Write(b)
+	return err
 }
 
 func (a *app) proof(c *cobra.Command, arg string) (api.Proof, error) {

@@ -53,3 +53,12 @@ func (s *Service) WitnessAlarm(ctx context.Context, d state.WitnessAlarm, eviden
 	})
 	return err
 }
+
+// Keep makes the evidence of an instance durable among the content, before an entry names it, and names it.
+func (s *Service) Keep(ctx context.Context, content []byte) (digest.Digest, error) {
+	d := digest.Of(content)
+	if err := s.put(ctx, d, content); err != nil {
+		return "", fmt.Errorf("keeping evidence: %w", err)
+	}
+	return d, nil
+}

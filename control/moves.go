@@ -13,6 +13,7 @@ import (
 	"github.com/invarhq/invar/fault"
 	"github.com/invarhq/invar/platform"
 	"github.com/invarhq/invar/release"
+	"github.com/invarhq/invar/runtime"
 	"github.com/invarhq/invar/spec"
 	"github.com/invarhq/invar/state"
 )
@@ -433,6 +434,9 @@ func (s *Service) Record(ctx context.Context, name spec.EnvName, seen uint64, st
 		for i, step := range steps {
 			e := s.entry(reconciler, name, state.Step{Step: step})
 			e.Time, e.Subject, e.Outcome = at, subjects(env, step), outcome(step)
+			if step.Evidence != "" {
+				e.Body = &state.Body{Digest: step.Evidence, Size: step.Bytes, Type: runtime.TypeEvidence}
+			}
 			entries[i] = e
 		}
 		return entries, nil

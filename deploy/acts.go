@@ -15,6 +15,7 @@ import (
 type Act struct {
 	Instance instance.Identity
 	End      bool // stop and remove it; else create it if need be, and start it
+	Freeze   bool // instead: freeze it, and take its evidence
 }
 
 // Acts returns what recorded steps ask for and the host does not have yet, sorted by instance. It follows from the
@@ -32,14 +33,16 @@ func Acts(e Environment, have []instance.Observation, active map[instance.ID]int
 		switch {
 		case o.State == instance.Absent:
 		case !known || !i.ExitedAt.IsZero() || !i.RetiringAt.IsZero() && i.drained(o, active, now, e.drain(i)):
-			acts = append(acts, Act{o.Identity, true})
+			acts = append(acts, Act{Instance: o.Identity, End: true})
+		case i.freezing() && o.State == instance.Running && o.Kept == instance.Kept{} && i.quiet(active, now, e.freezeDrain(i)):
+			acts = append(acts, Act{Instance: i.Identity, Freeze: true})
 		case i.Live() && o.State == instance.Created:
-			acts = append(acts, Act{i.Identity, false})
+			acts = append(acts, Act{Instance: i.Identity})
 		}
 	}
 	for _, id := range slices.Sorted(maps.Keys(e.Instances)) {
 		if i := e.Instances[id]; i.Live() && !i.EverHealthy && !seen[id] {
-			acts = append(acts, Act{i.Identity, false})
+			acts = append(acts, Act{Instance: i.Identity})
 		}
 	}
 	slices.SortFunc(acts, func(a, b Act) int { return compareID(a.Instance.ID, b.Instance.ID) })
@@ -61,10 +64,18 @@ func (i Instance) drained(o instance.Observation, active map[instance.ID]int64, 
 	return o.State != instance.Running || !i.EverHealthy || !now.Before(i.RetiringAt.Add(drain)) || active != nil && active[i.ID] == 0
 }
 
+// quiet is drained for one that is to be frozen.
+func (i Instance) quiet(active map[instance.ID]int64, now time.Time, drain time.Duration) bool {
+	return !i.EverHealthy || !now.Before(i.FreezeAt.Add(drain)) || active != nil && active[i.ID] == 0
+}
+
+// freezeDrain is how long one that is to be frozen may go on with what is under way.
+func (e Environment) freezeDrain(i Instance) time.Duration { return min(maxFreezeDrain, e.drain(i)) }
+
 // drain is how long a retiring instance may go on with what is under way. One with a volume has no time: its successor can
-// start only when it has stopped, so to wait makes the outage longer; its stop signal lets it finish.
+// start only when it has stopped, so to wait makes the outage longer; its stop signal lets it finish. One that is frozen goes on with nothing.
 func (e Environment) drain(i Instance) time.Duration {
-	if len(e.Components[i.Digest].Volumes) > 0 {
+	if !i.FrozenAt.IsZero() || len(e.Components[i.Digest].Volumes) > 0 {
 		return 0
 	}
 	return millis(e.rollout().DrainMillis)
@@ -73,7 +84,7 @@ func (e Environment) drain(i Instance) time.Duration {
 // Draining reports whether an instance waits for its connections to end.
 func (e Environment) Draining() bool {
 	for _, i := range e.Instances {
-		if !i.RetiringAt.IsZero() && i.EverHealthy {
+		if (!i.RetiringAt.IsZero() || i.freezing()) && i.EverHealthy {
 			return true
 		}
 	}

@@ -52,6 +52,8 @@ func (e *Environment) apply(s Step, at time.Time) error {
 		err = e.taint(s, at)
 	case Drifted:
 		err = e.drift(s, at)
+	case Freeze, Frozen:
+		err = e.freeze(s, at)
 	case Settled:
 		err = e.settle(s, at)
 	case Healthy, Failing, Exited, Gone, Retire:

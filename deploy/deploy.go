@@ -57,6 +57,11 @@
 // environment's rule: it is replaced as a tainted one is, or nothing. Where what replaced it differs as well, and again, it takes
 // longer each time: the difference then is in the component or the machine, and a new instance does not heal it.
 //
+// By the third rule it is frozen, and kept as evidence. It is out of traffic at once, but the last that serves of several keeps its traffic until
+// another does. What is under way in it has a moment to end; then its processes are stopped where they are, what the host can tell of it is
+// recorded, and it is retired. Whoever retires it for another reason meanwhile has it frozen before. When no evidence comes in time, it
+// goes without: a host that can't do it stops no rollout.
+//
 // From its first finding until that is resolved, an instance differs. That is over when the instance is gone; where nothing but the entry
 // follows, also when two looks find it as released. One that differs and does not, again and again, counts as as released only after a time
 // that grows in the same way.
@@ -77,6 +82,7 @@ type Kind string
 // The kinds of steps. First those that an act follows on, then those that record what was observed or concluded.
 const (
 	Create  Kind = "instance.create" // act: create the instance, open its sockets, start it
+	Freeze  Kind = "instance.freeze" // act: out of traffic, drain for a moment, freeze, take its evidence
 	Retire  Kind = "instance.retire" // act: out of traffic, drain, stop, remove
 	Shift   Kind = "traffic.shift"   // act: publish the route table
 	Revert  Kind = "deploy.revert"   // the head moves back to Release as a new generation
@@ -86,6 +92,7 @@ const (
 	Gone    Kind = "instance.gone"  // removed from the host
 	Tainted Kind = "instance.taint" // somebody was in it, or the session of an earlier taint is over
 	Drifted Kind = "drift.detected" // it was measured, and differs from its release
+	Frozen  Kind = "drift.frozen"   // its evidence is kept, or there is none
 	Settled Kind = "drift.resolved" // that is over
 	Done    Kind = "deploy.complete"
 
@@ -114,6 +121,8 @@ type Step struct {
 	Foreign    []instance.Foreign `json:"foreign,omitempty"`    // Tainted: the processes found
 	Findings   []instance.Finding `json:"findings,omitempty"`   // Drifted: how it differs; at most maxFindings of them
 	Response   spec.Response      `json:"response,omitempty"`   // Drifted: what follows
+	Evidence   digest.Digest      `json:"evidence,omitempty"`   // Frozen; none: Cause says why
+	Bytes      int64              `json:"bytes,omitempty"`      // Frozen: of the evidence
 	Resolution Resolution         `json:"resolution,omitempty"` // Settled: how
 	Keys       []string           `json:"keys,omitempty"`       // Settled: of the findings
 	Successors []instance.ID      `json:"successors,omitempty"` // Settled: instances that took over; at most maxSuccessors of them

@@ -53,6 +53,8 @@ type Instance struct {
 	Drift       []string        `json:"drift,omitempty"`        // keys of the findings that were recorded and are not resolved
 	DriftAt     time.Time       `json:"drift_at,omitzero"`      // when the first of them was; zero: it does not differ
 	Response    spec.Response   `json:"response,omitempty"`     // what follows on them
+	FreezeAt    time.Time       `json:"freeze_at,omitzero"`     // when it was to be frozen; zero: it is not
+	FrozenAt    time.Time       `json:"frozen_at,omitzero"`     // when its evidence was recorded, or that there is none
 	Ceased      Recurrence      `json:"ceased,omitzero"`        // how often it differed no more by itself
 	Barred      bool            `json:"barred,omitempty"`       // it is tainted and had no traffic since: it gets none again
 

@@ -30,6 +30,7 @@ func Next(e Environment, have []instance.Observation, now time.Time, newID func(
 
 func (t *turn) decide() {
 	t.observe()
+	t.freeze()
 	t.judge()
 	t.roll()
 	t.finish()
@@ -107,6 +108,7 @@ func (t *turn) observe() {
 		case !i.Live():
 		case o.State == instance.Exited:
 			t.emit(Step{Kind: Exited, ID: id, ExitCode: o.ExitCode, OOM: o.OOM, Cause: exitCause(o)})
+		case !i.FreezeAt.IsZero(): // it answers nobody, and that is no failure
 		case o.State == instance.Running && o.Health == instance.Passing && i.Health != instance.Passing:
 			t.emit(Step{Kind: Healthy, ID: id})
 		case o.State == instance.Running && o.Health == instance.Failing && i.Health == instance.Passing:
@@ -239,7 +241,7 @@ func (t *turn) heal(f fleet) {
 	// A failing or tainted instance stays until the replacement is healthy: it may yet be the last that works.
 	surplus := min(len(f.failing), len(f.healthy)+len(f.failing)-f.want)
 	for n := range surplus {
-		t.emit(Step{Kind: Retire, ID: f.failing[n].ID, Cause: "replaced: " + f.failing[n].replaced()})
+		t.retire(f.failing[n].ID, "replaced: "+f.failing[n].replaced())
 	}
 }
 
@@ -247,11 +249,11 @@ func (t *turn) heal(f fleet) {
 func (t *turn) healAlone(f fleet) {
 	for _, i := range f.failing {
 		if t.spent(i) {
-			t.emit(Step{Kind: Retire, ID: i.ID, Cause: i.replaced()})
+			t.retire(i.ID, i.replaced())
 			continue
 		}
 		if !i.EverHealthy || t.reached(i.HealthAt.Add(millis(t.e.rollout().HealthyDeadlineMillis))) {
-			t.emit(Step{Kind: Retire, ID: i.ID, Cause: "failing for too long: " + i.Cause})
+			t.retire(i.ID, "failing for too long: "+i.Cause)
 		}
 	}
 	present := len(f.healthy) + len(f.starting) + len(f.failing) + f.aside + f.ending
@@ -297,7 +299,7 @@ func (t *turn) replace(f fleet) {
 	}
 	for _, i := range f.failing {
 		if f.share == 0 || f.serving > 0 && (!t.e.Serving(i) || len(f.healthy) >= f.need(t.e.Head.Record.Rollout)) {
-			t.emit(Step{Kind: Retire, ID: i.ID, Cause: i.replaced()})
+			t.retire(i.ID, i.replaced())
 		}
 	}
 	t.shiftTowards(f)
@@ -320,7 +322,7 @@ func (t *turn) vacate(f fleet) bool {
 	}
 	for _, id := range t.groups[f.name] {
 		if i := t.e.Instances[id]; i.Digest != f.version && i.Live() {
-			t.emit(Step{Kind: Retire, ID: id, Cause: "makes room for " + f.version.Short()})
+			t.retire(id, "makes room for "+f.version.Short())
 		}
 	}
 	return f.others == 0
@@ -391,7 +393,7 @@ func (t *turn) finish() {
 	for _, name := range slices.Sorted(maps.Keys(t.groups)) {
 		for _, id := range t.groups[name] {
 			if i, ok := t.e.Instances[id]; ok && i.Live() && !t.keeps(i) {
-				t.emit(Step{Kind: Retire, ID: id, Cause: "no longer wanted"})
+				t.retire(id, "no longer wanted")
 			}
 		}
 	}
@@ -422,7 +424,7 @@ func (t *turn) trim() {
 		f := t.fleetOf(t.e.Head, p)
 		surplus := len(f.healthy) + len(f.starting) - f.want
 		for _, i := range slices.Concat(f.starting, f.healthy)[:max(0, surplus)] {
-			t.emit(Step{Kind: Retire, ID: i.ID, Cause: "more than enough"})
+			t.retire(i.ID, "more than enough")
 		}
 	}
 }
@@ -470,6 +472,9 @@ func Wake(e Environment, have []instance.Observation, now time.Time) time.Time {
 	for _, i := range t.e.Instances {
 		if !i.RetiringAt.IsZero() {
 			t.reached(i.RetiringAt.Add(t.e.drain(i)))
+		}
+		if i.freezing() {
+			t.reached(i.FreezeAt.Add(t.e.freezeDrain(i)))
 		}
 	}
 	return t.wake

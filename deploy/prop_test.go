@@ -51,7 +51,7 @@ func (m *machine) anyHead(t *rapid.T) {
 		}
 		list = append(list, fmt.Sprintf("%s×%d=%s%s", c.name, n, v, c.more))
 	}
-	m.onDrift = rapid.SampledFrom([]spec.Response{"", spec.Alert}).Draw(t, "on_drift")
+	m.onDrift = rapid.SampledFrom([]spec.Response{"", spec.Alert, spec.Freeze}).Draw(t, "on_drift")
 	m.scene.head(r, list...)
 }
 
@@ -88,6 +88,9 @@ func (m *machine) actions() map[string]func(*rapid.T) {
 		},
 		"differ": func(t *rapid.T) {
 			m.differ(m.anyInstance(t), rapid.SampledFrom([]string{"limit", "port", "user"}).Draw(t, "kind"))
+		},
+		"freezer": func(t *rapid.T) {
+			m.kept = rapid.SampledFrom([]instance.Kept{{Evidence: digest.Of(nil), Bytes: 1}, {Cause: "no freezer"}, {}}).Draw(t, "kept")
 		},
 		"mend": func(t *rapid.T) { m.mend(m.anyInstance(t)) },
 		"lose": func(t *rapid.T) { delete(m.host, m.anyInstance(t)) },
@@ -351,6 +354,38 @@ func TestPropertyDriftIsResolvedOnce(t *testing.T) {
 		}
 		if len(open) > 0 {
 			t.Fatalf("still open: %v\n%s", open, m.picture())
+		}
+	})
+}
+
+// TestPropertyFreezingLeavesOneThatServes: however many of several differ at once, one serves at any time; in the end all that differed
+// is frozen and replaced, with one record of its evidence each.
+func TestPropertyFreezingLeavesOneThatServes(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		m := &machine{scene: frozenScene(settings, "api×1=a", "web×3=a >api"), most: map[spec.ComponentName]int{}, tainted: map[instance.ID]mark{}}
+		actions := m.actions()
+		for range rapid.IntRange(1, 60).Draw(t, "actions") {
+			name := rapid.SampledFrom([]string{"intrude", "differ", "differ", "enter", "turn", "act", "thrive", "wait", "wake", "freezer"}).Draw(t, "action")
+			actions[name](t)
+			serving := slices.ContainsFunc(slices.Collect(maps.Values(m.env.Instances)), func(i Instance) bool { return i.Component == "web" && m.env.Serving(i) })
+			if !serving {
+				t.Fatalf("none serves: %s", m.picture())
+			}
+		}
+		m.thrive(time.Hour)
+		if got, want := m.picture(), "api: a×1 a:100; web: a×3 a:100"; got != want {
+			t.Fatalf("in the end %q, want %q", got, want)
+		}
+		frozen := map[instance.ID]int{}
+		for _, s := range m.decided {
+			switch s.Kind {
+			case Frozen:
+				frozen[s.ID]++
+			case Settled:
+				if frozen[s.ID] != 1 {
+					t.Fatalf("%s has %d records of its evidence", s.ID, frozen[s.ID])
+				}
+			}
 		}
 	})
 }

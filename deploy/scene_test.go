@@ -27,13 +27,14 @@ type scene struct {
 	onDrift spec.Response // of the heads to come
 	disk    *disk
 
-	restores []Restoring // of the next head
+	restores []Restoring   // of the next head
+	kept     instance.Kept // what freezing comes to
 }
 
 func newScene() *scene {
 	return &scene{
 		env: Environment{Name: "prod"}, host: map[instance.ID]instance.Observation{}, records: map[digest.Digest]release.Record{}, disk: newDisk(),
-		now: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC),
+		now: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC), kept: instance.Kept{Evidence: digest.Of(nil), Bytes: 1},
 	}
 }
 
@@ -93,8 +94,17 @@ func (s *scene) act() int { return s.actOnInstances() + s.copy(nil) }
 func (s *scene) actOnInstances() (did int) {
 	for _, a := range Acts(s.env, s.have(), s.active, s.now) {
 		did++
-		if a.End {
+		switch {
+		case a.End:
 			delete(s.host, a.Instance.ID)
+			continue
+		case a.Freeze:
+			o := s.host[a.Instance.ID]
+			o.Kept = s.kept
+			s.host[a.Instance.ID] = o
+			if s.kept == (instance.Kept{}) {
+				did-- // the host does not come to an end with it
+			}
 			continue
 		}
 		s.host[a.Instance.ID] = instance.Observation{Identity: a.Instance, State: instance.Running, StartedAt: s.now}

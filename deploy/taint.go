@@ -8,6 +8,7 @@ import (
 
 	"github.com/invarhq/invar/fault"
 	"github.com/invarhq/invar/instance"
+	"github.com/invarhq/invar/spec"
 )
 
 // Taint is one reason why an instance may differ from its release. It is never taken back.
@@ -97,6 +98,9 @@ func (t *turn) suspect(i Instance, o instance.Observation) {
 	t.emit(Step{
 		Kind: Tainted, ID: i.ID, By: ByForeign, Cause: cause, Foreign: slices.Clone(o.Foreign[:min(len(o.Foreign), maxForeign)]),
 	})
+	if i.Live() && o.State == instance.Running && t.e.response() == spec.Freeze { // it is evidence, too
+		t.detect(i, []instance.Finding{{Kind: "process", Field: "foreign", Found: o.Foreign[0].String(), Controls: []string{"CM-7", "SI-7"}}})
+	}
 }
 
 // spent reports whether a tainted instance is to be replaced now.

@@ -65,7 +65,15 @@ type Observation struct {
 	OOM       bool      // killed for want of memory
 	Foreign   []Foreign // processes found in it that are not its own; once seen, they stay until the instance is gone
 	Drift     []Finding // how it differs from its release, as last measured
+	Kept      Kept      // of a frozen one
 	Clean     bool      // two looks, one after the other, found it as released; not told of one that never differed
+}
+
+// Kept is what was kept of an instance that was frozen: evidence, or the cause why there is none.
+type Kept struct {
+	Evidence digest.Digest
+	Bytes    int64
+	Cause    string
 }
 
 // Equal reports whether two observations tell the same.
@@ -73,7 +81,7 @@ func (o Observation) Equal(p Observation) bool {
 	return o.Identity == p.Identity && o.State == p.State && o.Health == p.Health && o.Since == p.Since && o.Detail == p.Detail && o.PID == p.PID &&
 		o.StartedAt == p.StartedAt && o.ExitedAt == p.ExitedAt && o.ExitCode == p.ExitCode && o.OOM == p.OOM &&
 		slices.EqualFunc(o.Foreign, p.Foreign, func(a, b Foreign) bool { return a.PID == b.PID && a.TID == b.TID && a.StartedAt.Equal(b.StartedAt) }) &&
-		sameFindings(o.Drift, p.Drift) && o.Clean == p.Clean
+		sameFindings(o.Drift, p.Drift) && o.Clean == p.Clean && o.Kept == p.Kept
 }
 
 // Foreign is a process that was found in an instance and is not the instance's: it joined one of its namespaces, or it was put

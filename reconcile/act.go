@@ -3,11 +3,13 @@ package reconcile
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"sync"
 	"time"
 
 	"github.com/invarhq/invar/deploy"
+	"github.com/invarhq/invar/digest"
 	"github.com/invarhq/invar/fault"
 	"github.com/invarhq/invar/instance"
 )
@@ -55,13 +57,17 @@ func (o *owner) begin(act deploy.Act, now time.Time) bool {
 func (o *owner) carryOut(ctx context.Context, act deploy.Act, number uint64) {
 	id := act.Instance.ID
 	var err error
-	if act.End {
+	var kept instance.Kept
+	switch {
+	case act.End:
 		err = o.end(ctx, id, number)
-	} else {
+	case act.Freeze:
+		kept, err = o.freeze(ctx, act.Instance, number)
+	default:
 		err = o.start(ctx, act.Instance)
 	}
 	if err != nil && ctx.Err() == nil {
-		o.r.log.Warn("acting on instance", "instance", id, "end", act.End, "error", err)
+		o.r.log.Warn("acting on instance", "instance", id, "end", act.End, "freeze", act.Freeze, "error", err)
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -71,7 +77,12 @@ func (o *owner) carryOut(ctx context.Context, act deploy.Act, number uint64) {
 		if act.End {
 			delete(o.networks, id)
 		}
-	case act.End || !lasting(err):
+		if act.Freeze {
+			o.kept[id] = kept
+		}
+	case act.Freeze && lasting(err):
+		o.kept[id] = instance.Kept{Cause: err.Error()}
+	case act.End || act.Freeze || !lasting(err):
 		r := o.retries[id]
 		r.at = time.Now().Add(r.next())
 		o.retries[id] = r
@@ -147,6 +158,42 @@ func (o *owner) end(ctx context.Context, id instance.ID, number uint64) error {
 		}
 		return o.r.config.Host.Remove(ctx, id)
 	})
+}
+
+// freeze freezes the instance once the table without it is in force, and keeps its evidence. Each part can be repeated: evidence that is kept and
+// that no entry names does no harm.
+func (o *owner) freeze(ctx context.Context, i instance.Identity, number uint64) (kept instance.Kept, err error) {
+	if o.r.config.Keep == nil {
+		return kept, fault.Errorf(fault.Invalid, "this server keeps no evidence")
+	}
+	o.mu.Lock()
+	made, c := o.current.Instances[i.ID], o.current.Components[i.Digest]
+	o.mu.Unlock()
+	q, err := Question(ctx, made, c)
+	if err != nil {
+		return kept, err
+	}
+	q.Opened = o.opened(i.ID)
+	if err := o.r.gateway.wait(ctx, number); err != nil {
+		return kept, err
+	}
+	err = o.slot(ctx, func() error {
+		if err := o.r.config.Host.Freeze(ctx, i.ID); err != nil {
+			return err
+		}
+		e, err := o.r.config.Host.Evidence(ctx, q)
+		if err != nil {
+			return err
+		}
+		content, err := digest.Canonical(e)
+		if err != nil {
+			return fmt.Errorf("spelling the evidence of instance %s: %w", i.ID, err)
+		}
+		kept.Bytes = int64(len(content))
+		kept.Evidence, err = o.r.config.Keep(ctx, content)
+		return err
+	})
+	return kept, err
 }
 
 // slot does one of the acts that may be under way at a time.

@@ -30,16 +30,17 @@ type owner struct {
 	seq  atomic.Uint64 // of the environment that the last turn left
 
 	mu       sync.Mutex
-	current  deploy.Environment           // as the last turn left it
-	networks map[instance.ID]string       // paths, of instances that the host has
-	busy     map[instance.ID]uint64       // the listing that will tell what became of the last act; underway before
-	refused  map[instance.ID]string       // why it can't ever be created
-	retries  map[instance.ID]retryAt      // of acts that failed for now
-	measures map[instance.ID]measurement  // of those that differ, or did
-	copies   map[deploy.VolumeID]*copying // what is being done to volumes, or was and is not recorded yet
-	part     gateway.Env                  // the last one put
-	number   uint64                       // of that; 0: none was put
-	awaiting bool                         // a turn is to begin when it is in force
+	current  deploy.Environment            // as the last turn left it
+	networks map[instance.ID]string        // paths, of instances that the host has
+	busy     map[instance.ID]uint64        // the listing that will tell what became of the last act; underway before
+	refused  map[instance.ID]string        // why it can't ever be created
+	retries  map[instance.ID]retryAt       // of acts that failed for now
+	measures map[instance.ID]measurement   // of those that differ, or did
+	kept     map[instance.ID]instance.Kept // of those that were frozen
+	copies   map[deploy.VolumeID]*copying  // what is being done to volumes, or was and is not recorded yet
+	part     gateway.Env                   // the last one put
+	number   uint64                        // of that; 0: none was put
+	awaiting bool                          // a turn is to begin when it is in force
 }
 
 // retryAt is when to try again.
@@ -52,7 +53,7 @@ func newOwner(r *Reconciler, name spec.EnvName) *owner {
 	return &owner{
 		r: r, name: name, wake: make(chan struct{}, 1),
 		networks: map[instance.ID]string{}, busy: map[instance.ID]uint64{},
-		measures: map[instance.ID]measurement{}, copies: map[deploy.VolumeID]*copying{},
+		measures: map[instance.ID]measurement{}, kept: map[instance.ID]instance.Kept{}, copies: map[deploy.VolumeID]*copying{},
 		refused: map[instance.ID]string{}, retries: map[instance.ID]retryAt{},
 	}
 }
@@ -184,7 +185,7 @@ func (o *owner) observe(e deploy.Environment) []instance.Observation {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	maps.DeleteFunc(o.busy, func(_ instance.ID, until uint64) bool { return until <= nth })
-	if len(o.busy) == 0 && len(o.refused) == 0 && len(o.measures) == 0 {
+	if len(o.busy) == 0 && len(o.refused) == 0 && len(o.measures) == 0 && len(o.kept) == 0 {
 		return view
 	}
 	have := make([]instance.Observation, 0, len(view)+len(o.busy))
@@ -193,6 +194,7 @@ func (o *owner) observe(e deploy.Environment) []instance.Observation {
 		id := seen.Identity.ID
 		listed[id] = true
 		seen.Drift, seen.Clean = o.measures[id].differs, o.measures[id].clean
+		seen.Kept = o.kept[id]
 		if cause, ok := o.refused[id]; ok && e.Instances[id].Live() {
 			seen.State, seen.Health, seen.ExitCode, seen.Detail = instance.Exited, instance.Unknown, -1, cause
 		}
@@ -216,7 +218,7 @@ func (o *owner) observe(e deploy.Environment) []instance.Observation {
 func (o *owner) forget(e deploy.Environment, have []instance.Observation) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if len(o.networks)+len(o.refused)+len(o.retries)+len(o.measures) == 0 {
+	if len(o.networks)+len(o.refused)+len(o.retries)+len(o.measures)+len(o.kept) == 0 {
 		return
 	}
 	exists := make(map[instance.ID]bool, len(have))
@@ -228,6 +230,7 @@ func (o *owner) forget(e deploy.Environment, have []instance.Observation) {
 		return !entered && !exists[id] && o.busy[id] != underway
 	}
 	maps.DeleteFunc(o.measures, func(id instance.ID, _ measurement) bool { return gone(id) })
+	maps.DeleteFunc(o.kept, func(id instance.ID, _ instance.Kept) bool { return gone(id) })
 	maps.DeleteFunc(o.networks, func(id instance.ID, _ string) bool { return gone(id) })
 	maps.DeleteFunc(o.refused, func(id instance.ID, _ string) bool { return gone(id) })
 	maps.DeleteFunc(o.retries, func(id instance.ID, _ retryAt) bool { return gone(id) })

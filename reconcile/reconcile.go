@@ -72,6 +72,8 @@ type Config struct {
 	Traffic  Traffic
 	// Secrets returns the value of the version of an environment's secret, which is overwritten once it is delivered. nil: components with secrets can't be started.
 	Secrets Secrets
+	// Keep makes evidence durable, and names it. nil: an instance that is to be frozen is replaced without evidence.
+	Keep func(ctx context.Context, content []byte) (digest.Digest, error)
 	// NewID names a new instance. nil: at random.
 	NewID func(spec.ComponentName) instance.ID
 	// InspectEvery is how often every running instance is compared with its release; 0: never.

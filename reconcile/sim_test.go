@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/invarhq/invar/deploy"
+	"github.com/invarhq/invar/digest"
+	"github.com/invarhq/invar/drift"
 	"github.com/invarhq/invar/fault"
 	"github.com/invarhq/invar/gateway"
 	"github.com/invarhq/invar/instance"
@@ -54,9 +56,51 @@ func TestSimulation(t *testing.T) {
 	t.Logf("%d crashes of the server, %d other faults, %d recorded steps", crashes, faults, steps)
 }
 
+// TestSimulationOfDrift is the same, where somebody changes what runs as well, and environments answer in every way.
+func TestSimulationOfDrift(t *testing.T) {
+	seeds := uint64(max(1, *simSeeds/4))
+	if testing.Short() {
+		seeds = min(seeds, 10)
+	}
+	n := map[deploy.Kind]int{}
+	for seed := uint64(1); seed <= seeds && !t.Failed(); seed++ {
+		if *simSeed != 0 {
+			seed = *simSeed
+		}
+		synctest.Test(t, func(t *testing.T) {
+			s := newSim(t, seed)
+			s.tampers, s.inspectEvery, s.keep = true, 2*time.Second, s.keepEvidence
+			s.run()
+			if len(s.differ) > 0 && !s.failed() {
+				t.Errorf("seed %d: not resolved: %v\n%s", seed, s.differ, s.trace(150))
+			}
+			for k, m := range s.told {
+				n[k] += m
+			}
+		})
+		if *simSeed != 0 {
+			break
+		}
+	}
+	t.Logf("%d findings, %d to be frozen, %d kept, %d resolved", n[deploy.Drifted], n[deploy.Freeze], n[deploy.Frozen], n[deploy.Settled])
+}
+
+// keepEvidence names evidence, or can't.
+func (s *sim) keepEvidence(_ context.Context, content []byte) (digest.Digest, error) {
+	before, after := s.operation(&s.badBooks, "keep")
+	if err := cmp.Or(before, after); err != nil {
+		return "", err
+	}
+	return digest.Of(content), nil
+}
+
 // sim is one run.
 type sim struct {
 	*world
+	tampers bool
+	differ  map[instance.ID]int // findings that are not resolved, by instance
+	told    map[deploy.Kind]int
+
 	rand *rand.Rand
 	seed uint64
 
@@ -83,6 +127,7 @@ var simEnvs = []spec.EnvName{"prod", "test"}
 func newSim(t *testing.T, seed uint64) *sim {
 	s := &sim{
 		seed: seed, rand: rand.New(rand.NewPCG(seed, 1)), healed: time.Now(),
+		differ: map[instance.ID]int{}, told: map[deploy.Kind]int{},
 		entered: map[instance.ID]bool{}, turned: map[instance.ID]time.Time{}, moved: map[spec.EnvName]time.Time{},
 	}
 	s.world = newWorld(t, runtimetest.Config{Seed: seed, Behave: s.behave, Watch: s.onHost})
@@ -176,6 +221,11 @@ func (m mortal) Start(ctx context.Context, id instance.ID) error {
 func (m mortal) Stop(ctx context.Context, id instance.ID) error {
 	m.s.onStop(id)
 	return m.do("stop", func() error { return m.Fake.Stop(ctx, id) })
+}
+
+func (m mortal) Freeze(ctx context.Context, id instance.ID) error {
+	m.s.onStop(id)
+	return m.do("freeze", func() error { return m.Fake.Freeze(ctx, id) })
 }
 
 func (m mortal) Remove(ctx context.Context, id instance.ID) error {
@@ -286,7 +336,20 @@ func (s *sim) onRecord(name spec.EnvName, before deploy.Environment, steps []dep
 	for _, step := range steps {
 		from := e
 		e, _ = e.Apply(step, time.Now())
+		s.told[step.Kind]++
 		switch step.Kind {
+		case deploy.Drifted:
+			s.differ[step.ID]++
+		case deploy.Settled:
+			if s.differ[step.ID] == 0 {
+				s.broken = append(s.broken, fmt.Sprintf("%s: %s, which did not differ", name, line(step)))
+			}
+			delete(s.differ, step.ID)
+		case deploy.Freeze:
+			i := from.Instances[step.ID]
+			if had := serving(from, i.Component); from.Serving(i) && had == 1 && wanted(from, i.Component) > 1 {
+				s.broken = append(s.broken, fmt.Sprintf("%s: %s takes the last that serves of several", name, line(step)))
+			}
 		case deploy.Failed, deploy.Revert:
 			return
 		case deploy.Shift, deploy.Retire:
@@ -309,6 +372,15 @@ func (s *sim) onRecord(name spec.EnvName, before deploy.Environment, steps []dep
 			}
 		}
 	}
+}
+
+func wanted(e deploy.Environment, c spec.ComponentName) int {
+	for _, p := range e.Head.Record.Components {
+		if p.Component.Name == c {
+			return p.Replicas
+		}
+	}
+	return 0
 }
 
 func serving(e deploy.Environment, c spec.ComponentName) (n int) {
@@ -421,6 +493,9 @@ func (s *sim) propose(v string) {
 		list[0] = fmt.Sprintf("job×1=%s", versions[0])
 	}
 	r := app(settings, list...)
+	if s.tampers {
+		r.OnDrift = oneOf(s, "", spec.Alert, spec.Freeze)
+	}
 	s.records = append(s.records, r)
 	s.book.mark("propose %q", list)
 	s.head(r)
@@ -454,7 +529,11 @@ func (s *sim) hurt() {
 	}
 	s.faults++
 	id := oneOf(s, all...).Identity.ID
-	what := oneOf(s, "crash", "kill", "oom", "vanish", "fail", "pass")
+	kinds := []string{"crash", "kill", "oom", "vanish", "fail", "pass"}
+	if s.tampers {
+		kinds = append(kinds, "tamper", "tamper", "tamper", "tamper", "mend")
+	}
+	what := oneOf(s, kinds...)
 	s.book.mark("%s %s", what, id)
 	switch what {
 	case "crash":
@@ -465,6 +544,10 @@ func (s *sim) hurt() {
 		s.host.OOM(id)
 	case "vanish":
 		s.host.Vanish(id)
+	case "tamper":
+		s.host.Tamper(id, drift.Fact{Kind: drift.Port, Field: oneOf(s, "tcp 9", "tcp 10"), Value: "listening"})
+	case "mend":
+		s.host.Mend(id)
 	case "fail":
 		s.host.SetHealth(id, instance.Failing)
 	case "pass":
@@ -531,6 +614,9 @@ func (s *sim) calm() {
 	s.revive()
 	if s.failed() {
 		return
+	}
+	for _, r := range s.host.Specs() {
+		s.host.Mend(r.Identity.ID)
 	}
 	settle(time.Minute)
 	s.checkTraffic()

@@ -249,6 +249,7 @@ type world struct {
 
 	inspectEvery time.Duration
 	touched      func() <-chan struct{}
+	keep         func(context.Context, []byte) (digest.Digest, error)
 
 	ids    int
 	idMu   sync.Mutex
@@ -274,7 +275,7 @@ func (w *world) newID(c spec.ComponentName) instance.ID {
 func (w *world) start(ctx context.Context) {
 	ctx, w.cancel = context.WithCancel(ctx)
 	r := reconcile.New(reconcile.Config{Source: w.book, Recorder: w.book, Host: w.via, Traffic: w.road, NewID: w.newID, Alarm: w.alarm, Surroundings: w.places,
-		InspectEvery: w.inspectEvery, Touched: w.touched})
+		InspectEvery: w.inspectEvery, Touched: w.touched, Keep: w.keep})
 	w.ended = make(chan struct{})
 	go func() {
 		defer close(w.ended)

@@ -188,7 +188,7 @@ func (s *Server) openAPI(ctx context.Context) (err error) {
 		s.log.Warn("instances are compared with their release only when somebody asks")
 	}
 	s.loops = reconcile.New(reconcile.Config{Source: s.control.Rollouts(), Recorder: s.control, Host: s.host, Traffic: s.gateway, Secrets: s.secretOf, InspectEvery: s.config.InspectEvery, Touched: s.host.Touched,
-		Alarm: s.control.Beside(), Surroundings: []reconcile.Surrounding{s.host, s.gateway}, Log: s.log})
+		Alarm: s.control.Beside(), Keep: s.control.Keep, Surroundings: []reconcile.Surrounding{s.host, s.gateway}, Log: s.log})
 	s.api, err = handler.New(handler.Config{
 		Control: s.control, Host: s.host, Copies: s.loops.Copies, Source: s.data.store, Verifier: s.data.key.verifier, VKey: s.data.key.vkey, Log: s.log,
 		Version: s.config.Version, DataFormat: DataFormat, StartedAt: s.started, Machine: s.machine(),

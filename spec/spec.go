@@ -53,10 +53,11 @@ type Response string
 const (
 	Replace Response = "replace" // as one that is tainted: beside, then retire. What an environment does that says nothing
 	Alert   Response = "alert"   // the entry in the ledger, and nothing else
+	Freeze  Response = "freeze"  // out of traffic, frozen, taken down as evidence; then replaced
 )
 
 // Responses has all of them.
-func Responses() []Response { return []Response{Replace, Alert} }
+func Responses() []Response { return []Response{Replace, Alert, Freeze} }
 
 // Image says how an image comes to be. Exactly one of Ref, Go, Layers and Debian is set.
 type Image struct {

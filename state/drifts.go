@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/invarhq/invar/deploy"
+	"github.com/invarhq/invar/digest"
 	"github.com/invarhq/invar/instance"
 	"github.com/invarhq/invar/spec"
 )
@@ -22,6 +23,9 @@ type Drift struct {
 	Keys      []string           `json:"keys"`     // of the findings
 	Causes    []string           `json:"causes"`   // what differs, one sentence for each entry
 	Response  string             `json:"response"` // the newest
+
+	Frozen   int64         `json:"frozen,omitempty"`   // the entry with its evidence, or that there is none
+	Evidence digest.Digest `json:"evidence,omitempty"` // the body of that
 
 	ResolvedAt time.Time         `json:"resolved_at,omitzero"` // zero: it is open
 	Resolved   int64             `json:"resolved,omitempty"`   // the entry; before there were such entries, that of the instance's end
@@ -69,6 +73,11 @@ func (f *fold) drifts(env Environment, entries []Entry) {
 		switch s := e.Data.(Step).Step; s.Kind {
 		case deploy.Drifted:
 			f.detected(env.Instances[s.ID], index, e.Time, s)
+		case deploy.Frozen:
+			if d := f.differs(openInstance(env.Name, s.ID)); d != nil {
+				d.Frozen, d.Evidence = index, s.Evidence
+				f.put(tableDrifts, d)
+			}
 		case deploy.Settled:
 			f.resolved(env.Name, index, e.Time, s)
 		case deploy.Gone: // without an entry before it: it was written before there were such

@@ -20,6 +20,7 @@ import (
 	"github.com/invarhq/invar/fault"
 	"github.com/invarhq/invar/instance"
 	"github.com/invarhq/invar/release"
+	"github.com/invarhq/invar/runtime"
 	"github.com/invarhq/invar/spec"
 	"github.com/invarhq/invar/state"
 )
@@ -44,7 +45,8 @@ func samples() []state.Entry {
 		state.SessionEnd{Session: "abcdefghabcd", Instance: "web-aaaaaaaaaa", How: state.SessionExited, ExitCode: 1, Encrypted: true, Detail: "because"},
 	}
 	for _, k := range state.Kinds() {
-		if s, ok := k.Fields().(state.Step); ok && s.Kind != deploy.Drifted && s.Kind != deploy.Settled && !strings.HasPrefix(string(s.Kind), "volume.") {
+		steps := []deploy.Kind{deploy.Drifted, deploy.Settled, deploy.Freeze, deploy.Frozen}
+		if s, ok := k.Fields().(state.Step); ok && !slices.Contains(steps, s.Kind) && !strings.HasPrefix(string(s.Kind), "volume.") {
 			s.Instance = &instance.Identity{ID: "web-aaaaaaaaaa", Env: "prod", Component: "web", Digest: d, Release: d, Generation: 1}
 			s.Shares = []deploy.Share{{Version: d, Percent: 100}}
 			s.Cause = "because"
@@ -94,6 +96,8 @@ func samples() []state.Entry {
 	promoted := &state.Promoted{From: "staging", Generation: 7, HealthyForMS: 3_600_000, Completed: 40, Newest: 42}
 	datas = append(datas, state.Apply{App: "shop", Generation: 2, Base: 1, Release: d, Bundle: d, Plan: d, Promoted: promoted},
 		state.ChangeRequest{Change: 1, Move: state.MovedByApply, App: "shop", Base: 1, Release: d, Bundle: d, Plan: d, Promoted: promoted})
+	datas = append(datas, state.Step{Step: deploy.Step{Kind: deploy.Freeze, ID: "web-aaaaaaaaaa", Cause: "because"}},
+		state.Step{Step: deploy.Step{Kind: deploy.Frozen, ID: "web-aaaaaaaaaa", Evidence: d, Bytes: 1}})
 	w := newWorld()
 	var out []state.Entry
 	for _, data := range datas {
@@ -116,6 +120,10 @@ func samples() []state.Entry {
 		case state.Verify:
 			if data.Result != "" {
 				e.Body = &state.Body{Digest: d, Size: 1, Type: attest.TypeEnvelope}
+			}
+		case state.Step:
+			if data.Evidence != "" {
+				e.Body = &state.Body{Digest: d, Size: 1, Type: runtime.TypeEvidence}
 			}
 		}
 		e.Subject = []state.Subject{{Name: "shop", Digest: d}}

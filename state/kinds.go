@@ -64,6 +64,8 @@ var kinds = []KindInfo{
 	{Kind(deploy.Exited), "An instance's process was seen to have ended.", true, step(deploy.Exited)},
 	{Kind(deploy.Tainted), "An instance may differ from its release: somebody opened a session in it, or a process from outside was found in it. Or such a session is over.", true, step(deploy.Tainted)},
 	{Kind(deploy.Drifted), "An instance was measured from outside and differs from its release.", true, step(deploy.Drifted)},
+	{Kind(deploy.Freeze), "An instance that differs is about to be taken out of traffic and frozen, to be kept as evidence.", true, step(deploy.Freeze)},
+	{Kind(deploy.Frozen), "Such an instance stands still, and what can be told of it is kept: the body. Or that could not be done.", true, step(deploy.Frozen)},
 	{Kind(deploy.Settled), "That is over: the instance is gone, or was found as released again.", true, step(deploy.Settled)},
 	{Kind(deploy.Retire), "An instance is about to be taken out of traffic, drained, stopped and removed.", true, step(deploy.Retire)},
 	{Kind(deploy.Gone), "An instance is removed from its host.", true, step(deploy.Gone)},
@@ -360,4 +362,9 @@ func (s SecretVersion) check(e Entry) error {
 	return errors.Join(somewhere(e), spec.CheckName(s.Name), required(s.Version))
 }
 
-func (s Step) check(e Entry) error { return somewhere(e) }
+func (s Step) check(e Entry) error {
+	if s.Evidence != "" && (e.Body == nil || e.Body.Digest != s.Evidence || e.Body.Size != s.Bytes) {
+		return errors.New("want the evidence as body")
+	}
+	return somewhere(e)
+}

@@ -14,7 +14,7 @@ import (
 
 // snapshotVersion is raised whenever the fold, or what a snapshot holds, changes: an older snapshot is then of no use,
 // and the state is folded from the first entry on.
-const snapshotVersion = 11
+const snapshotVersion = 12
 
 // snapshot is a state as it is spelled. Lists are sorted by key.
 type snapshot struct {

@@ -60,6 +60,7 @@ func driftOf(d state.Drift) api.Drift {
 	out := api.Drift{
 		Env: string(d.Env), Instance: string(d.Instance), Component: string(d.Component), At: d.At,
 		Findings: d.Keys, Causes: d.Causes, Response: d.Response,
+		Frozen: uint64(d.Frozen), Evidence: d.Evidence,
 	}
 	for _, n := range d.Detected {
 		out.Entries = append(out.Entries, uint64(n))

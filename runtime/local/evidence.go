@@ -28,7 +28,7 @@ import (
 
 // Bounds of evidence: a few megabytes at most, taken in a second or two.
 const (
-	maxProcesses = 256
+	maxListed    = 256
 	maxPerList   = 256     // files that a process has open, and that it has mapped
 	maxArgBytes  = 4 << 10 // of one process
 	maxSockets   = 1024
@@ -121,7 +121,7 @@ func (t *taker) processes() {
 				StartedAt: bootTime().Add(time.Duration(all[pid].start) * time.Second / userHertz).UTC().Truncate(10 * time.Millisecond)})
 		}
 	}
-	for _, p := range cut(t, "processes", found, maxProcesses) {
+	for _, p := range cut(t, "processes", found, maxListed) {
 		t.describe(&p)
 		t.e.Processes = append(t.e.Processes, p)
 	}
