@@ -57,6 +57,8 @@ type Evidence struct {
 	Entry string // its kind
 	Kind  string // of a finding in it; "": the entry has none
 	Field string // of that finding, or how it begins
+
+	OrDrift bool // any finding of drift.detected shows it as well: whichever look comes first
 }
 
 // In tells whether an entry of a kind, with that data, is the evidence, and which instance it is about.
@@ -65,22 +67,25 @@ func (e Evidence) In(kind string, data []byte) (id string, ok bool) {
 		ID       string             `json:"id"`
 		Findings []instance.Finding `json:"findings"`
 	}
-	if kind != e.Entry || json.Unmarshal(data, &told) != nil {
+	drifted := e.OrDrift && kind == "drift.detected"
+	if kind != e.Entry && !drifted || json.Unmarshal(data, &told) != nil {
 		return "", false
 	}
-	return told.ID, e.Kind == "" || slices.ContainsFunc(told.Findings, func(f instance.Finding) bool {
+	return told.ID, drifted || e.Kind == "" || slices.ContainsFunc(told.Findings, func(f instance.Finding) bool {
 		return f.Kind == e.Kind && strings.HasPrefix(f.Field, e.Field)
 	})
 }
 
 func (e Evidence) String() string { return strings.TrimSpace(e.Entry + " " + e.Kind + " " + e.Field) }
 
-func drifted(kind, field string) Evidence { return Evidence{"drift.detected", kind, field} }
+func drifted(kind, field string) Evidence {
+	return Evidence{Entry: "drift.detected", Kind: kind, Field: field}
+}
 
-func odd(kind, field string) Evidence { return Evidence{"host.drift", kind, field} }
+func odd(kind, field string) Evidence { return Evidence{Entry: "host.drift", Kind: kind, Field: field} }
 
 // foreign shows that a process from outside was found.
-var foreign = Evidence{Entry: "instance.taint"}
+var foreign = Evidence{Entry: "instance.taint", OrDrift: true}
 
 // Kinds returns every kind of tampering with an instance that is found.
 func Kinds() []Kind {
@@ -122,7 +127,11 @@ func Kinds() []Kind {
 // Beside returns every kind of tampering with what a server has beside its instances, and that is found. The target is an instance that
 // serves as a pattern, and is left alone.
 func Beside() []Kind {
-	all := []Kind{{Name: "another route table put in force", Do: ForeignTable, Shows: odd("table", "in force"), Diverts: true}}
+	all := []Kind{
+		{Name: "another route table put in force", Do: ForeignTable, Shows: odd("table", "in force"), Diverts: true},
+		{Name: "the gateway's control socket taken over", Do: TakeControlSocket, Shows: odd("gateway", "control link")},
+		{Name: "a listener beside the gateway's", Do: ListenBeside, Shows: odd("listener", "tcp "), Diverts: true, Alert: true},
+	}
 	for _, s := range Strays() {
 		do := func(t Target) (func(), error) {
 			return s.Do(t, "by-hand-"+strconv.FormatInt(time.Now().UnixNano(), 36))
