@@ -4,12 +4,10 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"encoding/hex"
 	"fmt"
 	"io"
 	"io/fs"
 	"maps"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -198,22 +196,12 @@ func (t *taker) sockets() {
 	t.e.Sockets = cut(t, "sockets", list, maxSockets)
 }
 
-// endpoint reads an address of /proc/net: words of 32 bits in the machine's order, which is little-endian on all of ours.
+// endpoint tells an address of /proc/net as people do.
 func endpoint(s string) string {
-	address, number, _ := strings.Cut(s, ":")
-	raw, err := hex.DecodeString(address)
-	port, err2 := strconv.ParseUint(number, 16, 16)
-	if err != nil || err2 != nil || len(raw)%4 != 0 {
-		return s
+	if at, ok := parseEndpoint(s); ok {
+		return at.String()
 	}
-	for word := range slices.Chunk(raw, 4) {
-		slices.Reverse(word)
-	}
-	ip, ok := netip.AddrFromSlice(raw)
-	if !ok {
-		return s
-	}
-	return netip.AddrPortFrom(ip.Unmap(), uint16(port)).String()
+	return s
 }
 
 func (t *taker) mounts() {

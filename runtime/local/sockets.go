@@ -3,7 +3,6 @@ package local
 import (
 	"encoding/binary"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -176,17 +175,23 @@ func parseWaiting(line, state string) (waiting, bool) {
 	if len(f) < 10 || f[3] != state {
 		return waiting{}, false
 	}
-	address, number, found := strings.Cut(f[1], ":")
+	at, valid := parseEndpoint(f[1])
+	uid, err := strconv.ParseUint(f[7], 10, 32)
+	inode, err2 := strconv.ParseUint(f[9], 10, 32)
+	return waiting{at: at, uid: uint32(uid), inode: uint32(inode)}, valid && err == nil && err2 == nil
+}
+
+// parseEndpoint reads an address and port of /proc/net: words of 32 bits in the machine's order, which is little-endian on all of ours.
+func parseEndpoint(s string) (netip.AddrPort, bool) {
+	address, number, _ := strings.Cut(s, ":")
 	raw, err := hex.DecodeString(address)
 	port, err2 := strconv.ParseUint(number, 16, 16)
-	uid, err3 := strconv.ParseUint(f[7], 10, 32)
-	inode, err4 := strconv.ParseUint(f[9], 10, 32)
-	if errors.Join(err, err2, err3, err4) != nil || !found || len(raw)%4 != 0 {
-		return waiting{}, false
+	if err != nil || err2 != nil || len(raw)%4 != 0 {
+		return netip.AddrPort{}, false
 	}
-	for word := range slices.Chunk(raw, 4) { // each in the machine's order, which is little-endian on all of ours
+	for word := range slices.Chunk(raw, 4) {
 		slices.Reverse(word)
 	}
-	ip, valid := netip.AddrFromSlice(raw)
-	return waiting{at: netip.AddrPortFrom(ip.Unmap(), uint16(port)), uid: uint32(uid), inode: uint32(inode)}, valid
+	ip, ok := netip.AddrFromSlice(raw)
+	return netip.AddrPortFrom(ip.Unmap(), uint16(port)), ok
 }
