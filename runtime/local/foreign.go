@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -58,6 +59,7 @@ type scanner struct {
 
 	settled map[procKey]instance.ID // processes that were found to be an instance's: they can't leave its namespaces
 	firsts  map[procKey]target      // first processes and where they are, for the same reason
+	threads map[procKey]time.Time   // when the threads of a process were looked at
 	buf     []byte
 }
 
@@ -76,7 +78,7 @@ type target struct {
 }
 
 func newScanner(h *Host) *scanner {
-	s := &scanner{host: h, own: map[string]bool{}, self: os.Getpid(), boot: bootTime(), settled: map[procKey]instance.ID{}, buf: make([]byte, 4<<10)}
+	s := &scanner{host: h, own: map[string]bool{}, self: os.Getpid(), boot: bootTime(), settled: map[procKey]instance.ID{}, threads: map[procKey]time.Time{}, buf: make([]byte, 4<<10)}
 	for _, kind := range nsKinds {
 		s.own[nsKey(s.self, "", kind)] = true
 	}
@@ -199,6 +201,7 @@ func (s *scanner) scan() (map[instance.ID][]instance.Foreign, map[string]stray) 
 	list, byNamespace, byCgroup := s.targets(procs)
 	found := map[instance.ID][]instance.Foreign{}
 	settled := make(map[procKey]instance.ID, len(s.settled))
+	s.forgetThreads(procs)
 	ours := s.ours(procs)
 	for _, p := range procs {
 		key := procKey{p.pid, p.start}
@@ -228,6 +231,25 @@ func (s *scanner) scan() (map[instance.ID][]instance.Foreign, map[string]stray) 
 	}
 	s.settled = settled
 	return found, sight.end()
+}
+
+// threadsEvery is how often the threads of a process are looked at, beside when it is new: a machine has many, and of one that joins, the
+// process is there before, as that of a command that joins is not.
+const threadsEvery = 2500 * time.Millisecond
+
+// dueThreads reports whether it is time to look at a process's threads, and notes that they are.
+func (s *scanner) dueThreads(p proc) bool {
+	key, now := procKey{p.pid, p.start}, time.Now()
+	if last, known := s.threads[key]; known && now.Sub(last) < threadsEvery {
+		return false
+	}
+	s.threads[key] = now
+	return true
+}
+
+// forgetThreads drops what is known of processes that have ended.
+func (s *scanner) forgetThreads(procs map[int]proc) {
+	maps.DeleteFunc(s.threads, func(key procKey, _ time.Time) bool { return procs[key.pid].start != key.start })
 }
 
 // launched reports whether the process descends from the launcher: what the launcher is making.
@@ -307,7 +329,7 @@ func (s *scanner) whereIs(p proc, byNamespace, byCgroup map[string]int) (at map[
 	if len(byNamespace) > 0 {
 		look("", nsKinds)
 	}
-	if p.threads > 1 && len(byNamespace) > 0 {
+	if p.threads > 1 && len(byNamespace) > 0 && s.dueThreads(p) {
 		tasks, _ := os.ReadDir(filepath.Join("/proc", strconv.Itoa(p.pid), "task"))
 		for _, task := range tasks {
 			if task.Name() != strconv.Itoa(p.pid) {
