@@ -68,6 +68,7 @@ type copier struct {
 	done, total int64
 	copied      map[string]stamp     // in a live copy, what was copied as what
 	links       map[[2]uint64]string // in this pass, the first name of files that have several
+	stamps      map[[2]uint64]stamp  // in this pass, of files that have several names
 	dirs        []entry              // that this pass saw, parents first
 	changed     int                  // of this pass
 	buffer      []byte               // for what the kernel does not copy
@@ -118,6 +119,7 @@ func (x *copier) passes() error {
 // pass copies what is not copied as it is now, and deletes from the copy what is gone; with count it only counts both.
 func (x *copier) pass(count bool) error {
 	x.changed, x.links, x.dirs = 0, map[[2]uint64]string{}, nil
+	x.stamps = map[[2]uint64]stamp{}
 	seen := map[string]bool{}
 	err := walk(x.ctx, x.from, func(e entry) error {
 		seen[e.path] = true
@@ -125,7 +127,7 @@ func (x *copier) pass(count bool) error {
 			x.dirs = append(x.dirs, e)
 		}
 		was, known := x.copied[e.path]
-		now := stampOf(e, time.Now())
+		now := x.stampOf(e)
 		if x.opts.Live && known && was.as(now) {
 			return nil
 		}
@@ -160,6 +162,17 @@ func (x *copier) pass(count bool) error {
 		}
 	}
 	return x.finishDirs()
+}
+
+// stampOf returns the entry's stamp in this pass: the same for all names of a file, so that they are copied together or not at all.
+func (x *copier) stampOf(e entry) stamp {
+	if !e.linked() {
+		return stampOf(e, time.Now())
+	}
+	if _, ok := x.stamps[e.key()]; !ok {
+		x.stamps[e.key()] = stampOf(e, time.Now())
+	}
+	return x.stamps[e.key()]
 }
 
 // gone reports whether a source that is being written to has no such file any more, or another kind of one.

@@ -210,6 +210,30 @@ func TestLiveCopyOfWhatComesToRestIsOfOneMoment(t *testing.T) {
 	}
 }
 
+// TestLiveCopyKeepsTheNamesOfAFileTogether, also of one that is written to after its first name was copied and before its last.
+func TestLiveCopyKeepsTheNamesOfAFileTogether(t *testing.T) {
+	dir := t.TempDir()
+	from, to := filepath.Join(dir, "from"), filepath.Join(dir, "to")
+	must(t, errors.Join(os.Mkdir(from, 0o755), os.WriteFile(filepath.Join(from, "a"), []byte("old"), 0o644), os.Link(filepath.Join(from, "a"), filepath.Join(from, "z"))))
+	for n := range 20 {
+		must(t, os.WriteFile(filepath.Join(from, fmt.Sprint("m", n)), []byte(strings.Repeat("x", 10000)), 0o644))
+	}
+	time.Sleep(2 * settles)
+	wrote := false
+	content, changed, err := Copy(t.Context(), from, to, Options{Live: true, Progress: func(done, total int64) {
+		if !wrote && done > total/2 {
+			wrote = true
+			must(t, os.WriteFile(filepath.Join(from, "z"), []byte("new"), 0o644))
+		}
+	}})
+	must(t, err)
+	want, err := Measure(t.Context(), from)
+	must(t, err)
+	if content != want || changed != 0 || !wrote {
+		t.Errorf("the copy is %+v, %d changed; want %+v", content, changed, want)
+	}
+}
+
 // TestLiveCopySaysWhatNeverComesToRest: somebody writes all the time.
 func TestLiveCopySaysWhatNeverComesToRest(t *testing.T) {
 	dir := t.TempDir()
