@@ -224,6 +224,7 @@ func TestLiveCopyKeepsTheNamesOfAFileTogether(t *testing.T) {
 		if !wrote && done > total/2 {
 			wrote = true
 			must(t, os.WriteFile(filepath.Join(from, "z"), []byte("new"), 0o644))
+			time.Sleep(2 * settles)
 		}
 	}})
 	must(t, err)
