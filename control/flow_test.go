@@ -24,6 +24,8 @@ type road struct {
 	table gateway.Sealed
 }
 
+func (r *road) Changed() <-chan struct{} { return nil }
+
 func (r *road) Renew(context.Context) error { return nil }
 
 func (r *road) Replace(_ context.Context, t gateway.Sealed, _ digest.Digest) error {

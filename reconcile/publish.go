@@ -20,6 +20,7 @@ import (
 const (
 	drainEvery = 50 * time.Millisecond
 	checkEvery = time.Second
+	checkSoon  = 20 * time.Millisecond // after a table came into force, which is most often this server's own
 )
 
 // publisher keeps the one route table of the server. Environments set their parts, each a table of its own; whatever parts came
@@ -141,6 +142,8 @@ func (p *publisher) run(ctx context.Context) {
 	timer := time.NewTimer(checkEvery)
 	defer timer.Stop()
 	often := false // asking for the status, for something drains
+	soon := false  // the same, for a table came into force
+	changed := p.traffic.Changed()
 	for ctx.Err() == nil {
 		select {
 		case <-p.dirty:
@@ -151,9 +154,14 @@ func (p *publisher) run(ctx context.Context) {
 				often = true
 				timer.Reset(drainEvery)
 			}
+		case <-changed:
+			if !soon {
+				soon = true
+				timer.Reset(checkSoon)
+			}
 		case <-timer.C:
 			p.check(ctx)
-			often = p.drains()
+			often, soon = p.drains(), false
 			timer.Reset(every(often))
 		case <-ctx.Done():
 			return

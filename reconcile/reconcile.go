@@ -62,6 +62,8 @@ type Traffic interface {
 	// Renew replaces the gateway's process, which takes no table.
 	Renew(ctx context.Context) error
 	Status(ctx context.Context) (gateway.Status, error)
+	// Changed returns a channel that has something after a table came into force, whoever put it there. It may be nil: then nobody tells.
+	Changed() <-chan struct{}
 }
 
 // Config is what a Reconciler works on.

@@ -167,6 +167,8 @@ type roads struct {
 	changed time.Time
 }
 
+func (r *roads) Changed() <-chan struct{} { return nil }
+
 func (r *roads) Renew(ctx context.Context) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()

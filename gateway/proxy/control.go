@@ -193,14 +193,24 @@ func (p *Proxy) replace(t gateway.Sealed, over digest.Digest, by string) (err er
 	return nil
 }
 
-// watch answers at once and ends when the process does, or has handed over.
+// watch answers at once, writes a byte after each new table, and ends when the process does, or has handed over.
 func (c *control) watch(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(http.StatusOK)
-	http.NewResponseController(w).Flush()
-	select {
-	case <-r.Context().Done():
-	case <-c.handedOver:
-	case <-c.ending:
+	for answer := http.NewResponseController(w); ; {
+		next := c.proxy.view.Load().replaced
+		if answer.Flush() != nil {
+			return
+		}
+		select {
+		case <-next:
+			w.Write([]byte{'\n'}) // who does not read is cut off by Flush
+		case <-r.Context().Done():
+			return
+		case <-c.handedOver:
+			return
+		case <-c.ending:
+			return
+		}
 	}
 }
 

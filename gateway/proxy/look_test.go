@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/invarhq/invar/drift"
+	"github.com/invarhq/invar/gateway"
 )
 
 // found looks, and returns what is odd: "alert listener tcp 127.0.0.1:80: expected -> found".
@@ -395,3 +396,41 @@ while True:
         pass
     c.close()
 `
+
+func TestEveryTableIsTold(t *testing.T) {
+	s := supervised(t, Config{Dir: t.TempDir()})
+	stopAtEnd(t, s)
+	told := func(what string) {
+		t.Helper()
+		select {
+		case <-s.Changed():
+		case <-time.After(10 * time.Second):
+			t.Fatalf("not told: %s", what)
+		}
+	}
+	// The gateway may have begun to tell after the first table.
+	eventually(t, "a gateway that tells", func() bool {
+		if err := Dial(s.cfg.controlPath()).Apply(t.Context(), gateway.Table{}); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case <-s.Changed():
+			return true
+		case <-time.After(10 * time.Millisecond):
+			return false
+		}
+	})
+	for range 3 {
+		if err := Dial(s.cfg.controlPath()).Apply(t.Context(), gateway.Table{}); err != nil {
+			t.Fatal(err)
+		}
+		told("a table of somebody else")
+	}
+	pid := mustStatus(t, s).PID
+	syscall.Kill(pid, syscall.SIGKILL)
+	told("another process")
+	eventually(t, "another process", func() bool {
+		now, err := s.Status(t.Context())
+		return err == nil && now.PID != pid
+	})
+}

@@ -27,11 +27,14 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/invarhq/invar/digest"
 	"github.com/invarhq/invar/fault"
@@ -124,6 +127,9 @@ type Proxy struct {
 	setBy     string // who put the table in force
 }
 
+// handOver tells a gateway whose control socket somebody has taken that another process has its listeners.
+const handOver = unix.SIGUSR1
+
 // Run serves until ctx ends, or until it has handed over to another process and drained.
 func Run(ctx context.Context, cfg Config) error {
 	if cfg.Dir == "" {
@@ -153,8 +159,13 @@ func Run(ctx context.Context, cfg Config) error {
 		return err
 	}
 	p.closeUnclaimed()
+	told := make(chan os.Signal, 1)
+	signal.Notify(told, handOver)
+	defer signal.Stop(told)
 	p.announce()
 	select {
+	case <-told:
+		p.drain(ctx)
 	case <-ctx.Done():
 		p.stop()
 	case <-c.handedOver:

@@ -79,6 +79,7 @@ type Supervisor struct {
 	client  *Client
 	stop    context.CancelFunc
 	done    chan struct{}
+	changed chan struct{} // has something after a new table
 
 	program string // what is executed: command's, also when another file lies at its path by now
 	own     file   // this program, when command is the same; else zero
@@ -103,7 +104,7 @@ func Supervise(ctx context.Context, cfg Config, command []string) (*Supervisor, 
 	if err := os.MkdirAll(filepath.Join(cfg.Dir, "log"), 0o750); err != nil {
 		return nil, fmt.Errorf("preparing the gateway's directory: %w", err)
 	}
-	s := &Supervisor{cfg: cfg, command: command, program: command[0], log: cfg.Log, done: make(chan struct{}), sockets: map[string]*os.File{}}
+	s := &Supervisor{cfg: cfg, command: command, program: command[0], log: cfg.Log, done: make(chan struct{}), changed: make(chan struct{}, 1), sockets: map[string]*os.File{}}
 	s.client = dialGateway(cfg, s.servingPID)
 	s.lastListeners.Store(new([]drift.Oddity))
 	s.knowProgram()
@@ -406,8 +407,17 @@ func (s *Supervisor) await(life context.Context) {
 		return
 	}
 	defer alive.Close()
-	io.Copy(io.Discard, alive)
+	for byTable := make([]byte, 64); err == nil; {
+		_, err = alive.Read(byTable)
+		select {
+		case s.changed <- struct{}{}:
+		default: // nobody has looked since the last
+		}
+	}
 }
+
+// Changed returns a channel that has something after another table came into force, whoever put it there.
+func (s *Supervisor) Changed() <-chan struct{} { return s.changed }
 
 // restart starts a gateway unless another one serves already, as it does after an upgrade.
 func (s *Supervisor) restart(ctx context.Context) error {
@@ -538,7 +548,7 @@ func (s *Supervisor) Renew(ctx context.Context) error {
 		s.log.Warn("the gateway does not hand over: ending it", "pid", old.pid, "error", err)
 		os.Remove(socketOf(s.cfg, old.pid)) // or whatever lies there
 		s.ending = append(s.ending, ending{old, time.Now().Add(stopTimeout + politeness)})
-		return old.signal(unix.SIGTERM) // it answers what is under way, if it still can
+		return old.signal(handOver) // it answers what is under way, if it still can
 	}
 	return nil
 }
