@@ -434,3 +434,16 @@ func TestEveryTableIsTold(t *testing.T) {
 		return err == nil && now.PID != pid
 	})
 }
+
+func BenchmarkLook(b *testing.B) {
+	s, err := Supervise(b.Context(), Config{Dir: b.TempDir(), HTTP: "127.0.0.1:0", HTTPS: "127.0.0.1:0"}, []string{os.Args[0]})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer s.Stop(context.Background())
+	for b.Loop() {
+		if found, err := s.look(); err != nil || len(found) > 0 {
+			b.Fatal(found, err)
+		}
+	}
+}
