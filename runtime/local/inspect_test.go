@@ -406,7 +406,6 @@ func TestMemoryHidesNoChange(t *testing.T) {
 	m := newMachine(t)
 	s := m.everything("web-1")
 	m.start(s)
-	time.Sleep(1100 * time.Millisecond) // from then on, files are believed to be settled
 	for range 3 {
 		if found := m.findings(s); len(found) > 0 {
 			t.Fatalf("before:\n%s", strings.Join(found, "\n"))
