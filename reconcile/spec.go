@@ -27,7 +27,7 @@ func Spec(ctx context.Context, i deploy.Instance, c release.Component, secrets S
 		Identity: i.Identity, Root: c.Root, Args: c.Args, Env: environ(c), WorkDir: c.WorkDir, User: c.User,
 		Hosts: hosts(c), Health: health(c.Health),
 		CPUMillis: c.Resources.CPUMillis, MemoryBytes: c.Resources.MemoryBytes, PIDs: c.Resources.PIDs,
-		StopSignal: c.StopSignal, StopTimeout: millis(c.StopMillis), Isolation: c.Isolation,
+		StopSignal: c.StopSignal, StopTimeout: millis(c.StopMillis), Isolation: c.Isolation, DynamicPorts: c.DynamicPorts,
 	}
 	for _, p := range c.Ports {
 		s.Ports = append(s.Ports, p.Number)

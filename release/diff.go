@@ -217,6 +217,7 @@ func causes(a, b Component) []Cause {
 		field("cpu_millis", a.Resources.CPUMillis, b.Resources.CPUMillis), field("memory_bytes", a.Resources.MemoryBytes, b.Resources.MemoryBytes),
 		field("pids", a.Resources.PIDs, b.Resources.PIDs),
 		field("stop_signal", a.StopSignal, b.StopSignal), field("stop_ms", a.StopMillis, b.StopMillis), field("isolation", a.Isolation, b.Isolation),
+		field("dynamic_ports", a.DynamicPorts, b.DynamicPorts),
 	)
 }
 

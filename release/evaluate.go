@@ -104,7 +104,7 @@ func component(c spec.Component, img image.Resolved, ports map[spec.PortRef]int,
 		WorkDir: first(c.WorkDir, img.Config.WorkDir), User: first(c.User, img.Config.User),
 		Egress: slices.Clone(c.Egress), Resources: resources(c.Resources),
 		StopSignal: first(c.StopSignal, img.Config.StopSignal, DefaultStopSignal),
-		StopMillis: c.StopTimeout.Milliseconds(), Isolation: c.Isolation,
+		StopMillis: c.StopTimeout.Milliseconds(), Isolation: c.Isolation, DynamicPorts: c.DynamicPorts,
 	}
 	if out.StopMillis == 0 {
 		out.StopMillis = DefaultStopTimeout.Milliseconds()

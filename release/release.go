@@ -102,6 +102,8 @@ type Component struct {
 	StopSignal string             `json:"stop_signal,omitempty"`
 	StopMillis int64              `json:"stop_ms,omitempty"`
 	Isolation  string             `json:"isolation,omitempty"`
+
+	DynamicPorts bool `json:"dynamic_ports,omitempty"` // it listens on ports that it chooses when it runs, beside Ports
 }
 
 // Use is a connection that the component may open: to Component's port, at its name and Number.

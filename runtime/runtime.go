@@ -167,6 +167,8 @@ type Spec struct {
 	StopSignal  string        `json:"stop_signal,omitempty"`  // "SIGTERM" unless said
 	StopTimeout time.Duration `json:"stop_timeout,omitempty"` // 10 s unless said
 	Isolation   string        `json:"isolation,omitempty"`    // "" or "gvisor"
+
+	DynamicPorts bool `json:"dynamic_ports,omitempty"` // it may listen on other ports than Ports: those of its choice are no finding
 }
 
 // HostEntry is a line of the instance's /etc/hosts.

@@ -101,27 +101,28 @@ type DebianImage struct {
 
 // Component is a thing that runs. What is unset falls back to the image's configuration.
 type Component struct {
-	Name        ComponentName
-	Image       ImageName
-	Replicas    int
-	Entrypoint  []string // nil: the image's
-	Command     []string // nil: the image's, unless Entrypoint is set
-	WorkDir     string
-	User        string // "uid[:gid]" or a name in the image's passwd; "" is the image's
-	Env         map[string]string
-	Uses        []PortRef // the only connections that it can open
-	Egress      []string  // "host:port" or "*.host:port", reached through the logging forward proxy
-	Files       []File    // sorted by path
-	Secrets     []Secret  // sorted by path
-	Ports       []Port    // sorted by name
-	Health      *Health   // nil: healthy when the process runs and every port accepts
-	Scratches   []Scratch // sorted by path
-	Volumes     []Volume  // sorted by name
-	Resources   Resources
-	StopSignal  string        // "SIGTERM" unless said
-	StopTimeout time.Duration // from the signal to SIGKILL; 10 s unless said
-	Isolation   string        // "" (namespaces) or "gvisor"
-	Range       Range
+	Name         ComponentName
+	Image        ImageName
+	Replicas     int
+	Entrypoint   []string // nil: the image's
+	Command      []string // nil: the image's, unless Entrypoint is set
+	WorkDir      string
+	User         string // "uid[:gid]" or a name in the image's passwd; "" is the image's
+	Env          map[string]string
+	Uses         []PortRef // the only connections that it can open
+	Egress       []string  // "host:port" or "*.host:port", reached through the logging forward proxy
+	Files        []File    // sorted by path
+	Secrets      []Secret  // sorted by path
+	Ports        []Port    // sorted by name
+	Health       *Health   // nil: healthy when the process runs and every port accepts
+	Scratches    []Scratch // sorted by path
+	Volumes      []Volume  // sorted by name
+	Resources    Resources
+	StopSignal   string        // "SIGTERM" unless said
+	StopTimeout  time.Duration // from the signal to SIGKILL; 10 s unless said
+	Isolation    string        // "" (namespaces) or "gvisor"
+	DynamicPorts bool          // it listens on ports that it chooses when it runs
+	Range        Range
 }
 
 // PortRef names a port of a component of the same app.

@@ -448,7 +448,7 @@ func (x *inspection) lookAtSockets() error {
 			if by := x.holder(w); x.q.Opened || by != byGateway {
 				found[at] = by
 			}
-		case slices.Contains(x.q.Spec.Ports, int(w.at.Port())), w.network == "udp" && ephemeral(w.at.Port()):
+		case x.q.Spec.DynamicPorts, slices.Contains(x.q.Spec.Ports, int(w.at.Port())), w.network == "udp" && ephemeral(w.at.Port()):
 		default:
 			found[at] = "listening"
 		}

@@ -149,6 +149,23 @@ func (m *machine) again(s runtime.Spec, change func(*specs.Spec)) {
 	m.open()
 }
 
+// What is declared to be dynamic is no finding: of other components it is.
+func TestListenersOfDynamicPortsAreNoFinding(t *testing.T) {
+	m := newMachine(t)
+	s := m.everything("web-1")
+	s.DynamicPorts = true
+	m.start(s)
+	m.listen(s, 9999)
+	m.bind(s, 5353)
+	if found := m.findings(s); len(found) > 0 {
+		t.Errorf("found:\n%s", strings.Join(found, "\n"))
+	}
+	s.DynamicPorts = false
+	if found := strings.Join(m.findings(s), "\n"); !strings.Contains(found, "port tcp 127.0.0.1:9999: listening") || !strings.Contains(found, "port udp 127.0.0.1:5353: listening") {
+		t.Errorf("found:\n%s", found)
+	}
+}
+
 func TestEachTamperingIsFoundWithinFiveSeconds(t *testing.T) {
 	for name, c := range map[string]tamper{
 		"a byte of the root's file flipped":          {(*machine).flip, "root content: sha256:"},

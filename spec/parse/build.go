@@ -251,7 +251,7 @@ func (e *evaluator) component(c copyOf) spec.Component {
 	out := spec.Component{
 		Name: spec.ComponentName(c.name), Replicas: n.int("replicas", 1),
 		Entrypoint: n.texts("entrypoint"), Command: n.texts("command"), WorkDir: n.text("workdir"), User: n.text("user"),
-		Env: n.textMap("env"), Egress: sorted(n.texts("egress")), Isolation: n.text("isolation"), StopSignal: n.text("stop_signal"),
+		Env: n.textMap("env"), Egress: sorted(n.texts("egress")), Isolation: n.text("isolation"), DynamicPorts: n.bool("dynamic_ports", false), StopSignal: n.text("stop_signal"),
 		StopTimeout: n.duration("stop_timeout", 10*time.Second),
 	}
 	if v, ok := n.vals["image"]; ok {

@@ -121,7 +121,7 @@ var (
 
 	componentBlock = &block{
 		name: "component", labels: []string{"name"},
-		attrs: processAttrs(must(ref("image")), num("replicas"), ref("uses"), list("egress"), str("isolation"),
+		attrs: processAttrs(must(ref("image")), num("replicas"), ref("uses"), list("egress"), str("isolation"), flag("dynamic_ports"),
 			str("stop_signal"), str("stop_timeout"), raw("for_each")),
 		blocks: []*block{
 			{name: "file", labels: []string{"path"}, attrs: []attr{str("content"), str("content_base64"), str("source"), str("mode"), str("user")}},
