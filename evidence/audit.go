@@ -428,6 +428,8 @@ func (a *auditor) judge() {
 		a.erasure(d)
 	case state.WitnessAlarm:
 		a.find(Gap, "witness", "a witness knew the ledger otherwise: %s", d.Cause)
+	case state.VolumeDelete:
+		a.check("permission", a.may(platform.Destroy))
 	case state.Verify:
 		a.measured(d)
 	case state.AttestReproduced:

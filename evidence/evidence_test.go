@@ -307,6 +307,9 @@ func TestAServerThatLiesIsFoundOut(t *testing.T) {
 		{"a promotion that is proven by other entries", func(w *world) state.Entry {
 			return w.promotion(func(p *state.Promoted) { p.Completed-- })
 		}, "it is said that prod@1 completed by entry"},
+		{"a snapshot deleted by somebody who may not", func(w *world) state.Entry {
+			return w.deletion("mallory")
+		}, "mallory lacked the permission destroy"},
 		{"an entry that does not follow", func(w *world) state.Entry {
 			e := w.entry(person("dave"), "prod", state.ChangeWithdraw{Change: 1}) // it was carried out
 			w.entries = append(w.entries, e)

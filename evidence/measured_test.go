@@ -5,9 +5,11 @@ import (
 
 	"github.com/invarhq/invar/attest"
 	"github.com/invarhq/invar/deploy"
+	"github.com/invarhq/invar/digest"
 	"github.com/invarhq/invar/image/sbom"
 	"github.com/invarhq/invar/instance"
 	"github.com/invarhq/invar/ledger"
+	"github.com/invarhq/invar/release"
 	"github.com/invarhq/invar/state"
 )
 
@@ -114,4 +116,23 @@ func (w *world) promotion(edit func(*state.Promoted)) state.Entry {
 	d := w.known(r)
 	_, body := w.plan("staging", r, d)
 	return w.add(person("dave"), "staging", state.Apply{App: "shop", Generation: 1, Release: d, Bundle: r.Bundle, Plan: body.Digest, Promoted: &p}, func(e *state.Entry) { e.Body = body })
+}
+
+// deletion has staging keep a snapshot of a volume, and somebody delete it.
+func (w *world) deletion(by string) state.Entry {
+	r := w.shop("staging", "1", 1)
+	r.Components[0].Component.Volumes = []release.Volume{{Name: "data", Path: "/data"}}
+	w.apply(person("dave"), r, state.Governed{}, "")
+	v, err := r.Components[0].Component.Digest()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	step := func(s deploy.Step) { w.add(system, "staging", state.Step{Step: s}) }
+	id := instance.ID("web-cccccccccc")
+	step(deploy.Step{Kind: deploy.Create, Instance: &instance.Identity{ID: id, Env: "staging", Component: "web", Digest: v, Release: w.known(r), Generation: 1}})
+	step(deploy.Step{Kind: deploy.Gone, ID: id})
+	c := deploy.Copy{Component: "web", Volume: "data", From: &deploy.Place{Version: 1}, To: deploy.Place{Snapshot: 1}, Generation: 1}
+	step(deploy.Step{Kind: deploy.Copying, Copy: &c})
+	step(deploy.CopyEnded(c, deploy.Content{Bytes: 1, Files: 1, Digest: digest.Of([]byte("data"))}, nil))
+	return w.add(person(by), "staging", state.VolumeDelete{Component: "web", Volume: "data", Snapshot: 1})
 }
