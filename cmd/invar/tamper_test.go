@@ -166,6 +166,7 @@ type book struct {
 // follow reads the ledger until the test ends.
 func (m *machine) follow() *book {
 	b := &book{}
+	asked := &daemon{data: m.host.data} // whichever server answers there
 	done, over := make(chan struct{}), make(chan struct{})
 	m.t.Cleanup(func() { close(done); <-over })
 	go func() {
@@ -177,7 +178,7 @@ func (m *machine) follow() *book {
 			case <-time.After(20 * time.Millisecond):
 			}
 			var part api.Entries
-			if m.server.api("GET", fmt.Sprintf("%s?from=%d", api.PathEntries, next), nil, &part) != nil {
+			if asked.api("GET", fmt.Sprintf("%s?from=%d", api.PathEntries, next), nil, &part) != nil {
 				continue // it is being killed, or started
 			}
 			next = part.Next
