@@ -583,11 +583,12 @@ func (s *sim) spoil() {
 		s.road.table = gateway.Sealed{}
 		s.road.mu.Unlock()
 	case 5:
-		s.road.mu.Lock()
-		s.road.active = map[instance.ID]int64{}
+		active := map[instance.ID]int64{}
 		for _, r := range s.host.Specs() {
-			s.road.active[r.Identity.ID] = int64(s.rand.IntN(2))
+			active[r.Identity.ID] = int64(s.pick(2))
 		}
+		s.road.mu.Lock()
+		s.road.active = active
 		s.road.mu.Unlock()
 	}
 }
