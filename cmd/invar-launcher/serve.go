@@ -191,6 +191,7 @@ func (l *launcher) watch(conn *net.UnixConn, r *bufio.Reader, peer int) {
 	l.mu.Lock()
 	l.watchers[changes] = peer
 	l.mu.Unlock()
+	l.acquit(peer)
 	defer func() {
 		l.mu.Lock()
 		delete(l.watchers, changes)

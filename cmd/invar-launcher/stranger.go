@@ -16,13 +16,11 @@ import (
 const maxTold = 256
 
 // noteStranger remembers, and tells the watchers, when somebody who does not watch has a command run in an instance. A host watches as long as it
-// lives. The status holds it, so that a host that comes later hears of it too.
+// lives, but for the moment between two launchers: who asks first and watches then is a host all the same. The status holds it, so that a host
+// that comes later hears of it too.
 func (l *launcher) noteStranger(pid int, q wire.Request) {
-	l.mu.Lock()
-	watches := slices.Contains(slices.Collect(maps.Values(l.watchers)), pid)
-	l.mu.Unlock()
 	r, err := l.find(q.ID)
-	if watches || err != nil {
+	if l.watches(pid) || err != nil {
 		return
 	}
 	s := wire.Stranger{PID: pid, Command: commandOf(pid), At: time.Now(), Asked: asked(q)}
@@ -31,6 +29,28 @@ func (l *launcher) noteStranger(pid int, q wire.Request) {
 			now.Strangers = append(slices.Clip(now.Strangers), s) // who was told before keeps what he has
 		}
 	})
+	if l.watches(pid) { // by now
+		l.acquit(pid)
+	}
+}
+
+func (l *launcher) watches(pid int) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Contains(slices.Collect(maps.Values(l.watchers)), pid)
+}
+
+// acquit forgets that a process was taken for a stranger. It watches now.
+func (l *launcher) acquit(pid int) {
+	is := func(s wire.Stranger) bool { return s.PID == pid }
+	l.mu.Lock()
+	records := slices.Collect(maps.Values(l.instances))
+	l.mu.Unlock()
+	for _, r := range records {
+		if slices.ContainsFunc(r.snapshot().Strangers, is) {
+			r.set(func(now *wire.Status) { now.Strangers = slices.DeleteFunc(slices.Clone(now.Strangers), is) })
+		}
+	}
 }
 
 func asked(q wire.Request) string {

@@ -2,11 +2,14 @@ package local_test
 
 import (
 	"context"
+	"net"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/invarhq/invar/runtime/local/tampering"
+	"github.com/invarhq/invar/runtime/local/wire"
 )
 
 // target is an instance as somebody who is root on the machine sees it.
@@ -35,4 +38,42 @@ func TestIntruderDoesNotKeepAnInstance(t *testing.T) {
 			t.Logf("removed after %v", time.Since(began).Round(time.Millisecond))
 		})
 	}
+}
+
+// A host that has a command run before it watches the launcher, as after the launcher's death, is no stranger to the host that comes after it.
+func TestWhoWatchesIsNoStranger(t *testing.T) {
+	m := newMachine(t)
+	s := m.serving("web-1")
+	m.start(s)
+	if err := m.host.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tampering.ExecBriefly(tampering.Target{ID: "web-1", Run: m.host.Run(), Stays: []string{"/bin/server", "cat"}}); err != nil {
+		t.Fatal(err)
+	}
+	if n := len(m.strangers("web-1")); n != 1 {
+		t.Fatalf("%d strangers, before it watches", n)
+	}
+	m.open()
+	if told := m.strangers("web-1"); len(told) > 0 {
+		t.Errorf("strangers %+v", told)
+	}
+}
+
+// strangers are who had the launcher run something in an instance, as the launcher tells everybody.
+func (m *machine) strangers(id string) []wire.Stranger {
+	m.t.Helper()
+	c, err := net.Dial("unix", filepath.Join(m.host.Run(), "launcher.sock"))
+	m.must(err)
+	defer c.Close()
+	m.must(wire.Write(c, wire.Request{Version: wire.Version, Op: wire.OpList}))
+	r, err := wire.Read[wire.Response](wire.NewReader(c))
+	m.must(err)
+	for _, i := range r.Instances {
+		if i.ID == id {
+			return i.Strangers
+		}
+	}
+	m.t.Fatalf("the launcher does not know %s", id)
+	return nil
 }
