@@ -82,6 +82,11 @@ func drifted(kind, field string) Evidence {
 	return Evidence{Entry: "drift.detected", Kind: kind, Field: field}
 }
 
+// touched is the evidence of a change of a root's file. Who makes a replacement mounts the root anew, and then the mount shows it as well.
+func touched(field string) Evidence {
+	return Evidence{Entry: "drift.detected", Kind: "root", Field: field, OrDrift: true}
+}
+
 func odd(kind, field string) Evidence { return Evidence{Entry: "host.drift", Kind: kind, Field: field} }
 
 // foreign shows that a process from outside was found.
@@ -90,10 +95,10 @@ var foreign = Evidence{Entry: "instance.taint", OrDrift: true}
 // Kinds returns every kind of tampering with an instance that is found.
 func Kinds() []Kind {
 	return []Kind{
-		{Name: "a byte of the root's file flipped", Do: FlipByte, Shows: drifted("root", "content"), Wide: true},
-		{Name: "a byte flipped, size, time and attribute put back", Do: FlipByteUnseen, Shows: drifted("root", "content"), Wide: true},
-		{Name: "the immutable attribute taken off", Do: Mutable, Shows: drifted("root", "attribute"), Wide: true},
-		{Name: "another root mounted over the right one", Do: OtherRoot, Shows: drifted("root", "mount"), Wide: true},
+		{Name: "a byte of the root's file flipped", Do: FlipByte, Shows: touched("content"), Wide: true},
+		{Name: "a byte flipped, size, time and attribute put back", Do: FlipByteUnseen, Shows: touched("content"), Wide: true},
+		{Name: "the immutable attribute taken off", Do: Mutable, Shows: touched("attribute"), Wide: true},
+		{Name: "another root mounted over the right one", Do: OtherRoot, Shows: touched("mount"), Wide: true},
 		{Name: "another root mounted in the instance", Do: OtherRootInside, Shows: drifted("mount", "/")},
 		{Name: "a file mounted over one in the root", Do: Overmount, Shows: drifted("mount", "/")},
 		{Name: "a scratch made executable", Do: ExecutableScratch, Shows: drifted("mount", "")},
