@@ -1,6 +1,7 @@
 package deploy
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -67,6 +68,26 @@ func TestTheOnlyOneIsFrozenAtOnce(t *testing.T) {
 	s.decide()
 	if s.env.Serving(s.env.Instances["web-1"]) {
 		t.Error("it has traffic")
+	}
+}
+
+// Also where all of them go because its volume gets other data.
+func TestAnOwnerOfAVolumeIsFrozenBeforeItsVolumeGetsOtherData(t *testing.T) {
+	s := frozenScene(settings, "db×1=a*!")
+	s.head(settings, "db×1=b*!")
+	s.thrive(time.Minute)
+	s.kept = instance.Kept{} // its evidence takes longer than the copy
+	s.differ("db-2", "root")
+	s.restore(1)
+	s.head(settings, "db×1=a*!")
+	s.steps()
+	s.thrive(time.Hour)
+	steps := s.steps()
+	if frozen, retired := strings.Index(steps, "frozen db-2"), strings.Index(steps, "retire db-2"); frozen < 0 || retired < frozen {
+		t.Errorf("steps\n%s", steps)
+	}
+	if got, want := s.picture(), "db: a×1 a:100"; got != want {
+		t.Errorf("it runs %q, want %q; steps\n%s", got, want, steps)
 	}
 }
 

@@ -123,8 +123,8 @@ func (r Restoring) id() VolumeID { return IDOf(r.Component, r.Volume) }
 // id names the copy's volume.
 func (c Copy) id() VolumeID { return IDOf(c.Component, c.Volume) }
 
-// same reports whether both are the same copy, whatever became of it.
-func (c Copy) same(d Copy) bool { return c.id() == d.id() && c.To == d.To }
+// Is reports whether both are the same copy, whatever became of it.
+func (c Copy) Is(d Copy) bool { return c.id() == d.id() && c.To == d.To }
 
 func find(list []Kept, number int) int {
 	return slices.IndexFunc(list, func(k Kept) bool { return k.Number == number })
@@ -276,9 +276,6 @@ func Doomed(e Environment) []Copy {
 	return out
 }
 
-// Is reports whether the copies have the same volume and the same target.
-func (c Copy) Is(d Copy) bool { return c.same(d) }
-
 // CopyEnded returns the step that records how a copy ended: with this content, or with an error.
 func CopyEnded(c Copy, content Content, err error) Step {
 	if err != nil {
@@ -407,7 +404,7 @@ func (e *Environment) restoring(n int, change func(*Restoring)) {
 func (e *Environment) endCopy(v *Volume, s Step, at time.Time) error {
 	c := *s.Copy
 	switch {
-	case v.Copy == nil || !v.Copy.same(c):
+	case v.Copy == nil || !v.Copy.Is(c):
 		return fault.Errorf(fault.Conflict, "%s is not being made", c.To)
 	case (s.Kind == Copied) == (c.Content == nil):
 		return fault.Errorf(fault.Invalid, "says not how it ended")
@@ -588,7 +585,7 @@ func (t *turn) vacateAll(c spec.ComponentName) bool {
 	}
 	for _, id := range t.groups[c] {
 		if i, ok := t.e.Instances[id]; ok && i.Live() {
-			t.emit(Step{Kind: Retire, ID: id, Cause: "its volumes get other data"})
+			t.retire(id, "its volumes get other data")
 		}
 	}
 	return !t.e.occupied(c)
