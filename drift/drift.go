@@ -15,6 +15,7 @@ import (
 	"cmp"
 	"encoding/json"
 	"slices"
+	"time"
 
 	"github.com/invarhq/invar/fault"
 	"github.com/invarhq/invar/instance"
@@ -160,12 +161,15 @@ func Compare(want, got Facts) []instance.Finding {
 
 func before(a, b Fact) bool { return a.Kind < b.Kind || a.Kind == b.Kind && a.Field < b.Field }
 
-// Confirmed returns the findings of the second look that the first look had as well: a process that was about to become what it
+// ConfirmAfter is between the two looks that something needs to count.
+const ConfirmAfter = 200 * time.Millisecond
+
+// Confirmed returns what the second look found and the first look had found as well: a process that was about to become what it
 // should be differs for a moment, and what differs for good is found both times.
-func Confirmed(first, second []instance.Finding) []instance.Finding {
-	var out []instance.Finding
+func Confirmed[F interface{ Key() string }](first, second []F) []F {
+	var out []F
 	for _, f := range second {
-		if slices.ContainsFunc(first, func(g instance.Finding) bool { return g.Key() == f.Key() }) {
+		if slices.ContainsFunc(first, func(g F) bool { return g.Key() == f.Key() }) {
 			out = append(out, f)
 		}
 	}

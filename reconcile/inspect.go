@@ -16,10 +16,8 @@ import (
 	"github.com/invarhq/invar/spec"
 )
 
-const (
-	confirmAfter = 200 * time.Millisecond  // between the two looks that a finding needs
-	reopenWithin = 1500 * time.Millisecond // a listener of the gateway's that is missing may come back: somebody else's table was in force
-)
+// reopenWithin is how long a listener of the gateway's that is missing may take to come back: somebody else's table was in force.
+const reopenWithin = 1500 * time.Millisecond
 
 // inspector compares what runs with what was released, again and again.
 type inspector struct {
@@ -116,13 +114,13 @@ func (n *inspector) once(ctx context.Context, chosen func(instance.ID) bool) (lo
 	}
 	n.looked = runs
 	looked = time.Since(began)
-	for _, after := range []time.Duration{confirmAfter, reopenWithin - confirmAfter} {
+	for _, after := range []time.Duration{drift.ConfirmAfter, reopenWithin - drift.ConfirmAfter} {
 		if len(suspects) == 0 {
 			break
 		}
 		sleep(ctx, after)
 		began = time.Now()
-		suspects = n.again(ctx, suspects, after != confirmAfter)
+		suspects = n.again(ctx, suspects, after != drift.ConfirmAfter)
 		looked += time.Since(began)
 	}
 	return looked
@@ -171,7 +169,7 @@ func Inspect(ctx context.Context, host runtime.Host, i deploy.Instance, c releas
 	if len(found) == 0 {
 		return nil, nil
 	}
-	sleep(ctx, confirmAfter)
+	sleep(ctx, drift.ConfirmAfter)
 	second, err := host.Inspect(ctx, q)
 	if err != nil {
 		return nil, err

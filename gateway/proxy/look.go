@@ -29,9 +29,6 @@ const (
 	fieldSocket  = "control socket" // of the process
 )
 
-// confirmAfter is between two looks, both of which must find something: a process that is just being replaced differs for a moment.
-const confirmAfter = 200 * time.Millisecond
-
 // Kinds implements reconcile.Surrounding.
 func (s *Supervisor) Kinds() []drift.Kind { return []drift.Kind{drift.Gateway, drift.Listener} }
 
@@ -43,21 +40,12 @@ func (s *Supervisor) Look(ctx context.Context) ([]drift.Oddity, error) {
 		return nil, err
 	}
 	select {
-	case <-time.After(confirmAfter):
+	case <-time.After(drift.ConfirmAfter): // a process that is just being replaced differs for a moment
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
 	second, err := s.look()
-	var both []drift.Oddity
-	for _, o := range second {
-		for _, before := range first {
-			if before.Key() == o.Key() {
-				both = append(both, o)
-				break
-			}
-		}
-	}
-	return both, err
+	return drift.Confirmed(first, second), err
 }
 
 // look looks once.
