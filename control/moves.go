@@ -64,15 +64,21 @@ func stays(env state.Environment) Moved {
 // naming both digests, when that gives another release than the client's; with fault.NotFound when something that
 // the release needs is not in the blobs; and with fault.Conflict when the environment runs another app or a route is taken.
 func (s *Service) Plan(ctx context.Context, p Proposal) (Planned, error) {
+	planned, _, err := s.planRelease(ctx, p)
+	return planned, err
+}
+
+// planRelease is Plan, with the release that the plan is of.
+func (s *Service) planRelease(ctx context.Context, p Proposal) (Planned, evaluated, error) {
 	rel, err := s.evaluate(ctx, p)
 	if err != nil {
-		return Planned{}, fmt.Errorf("planning for environment %s: %w", p.Env, err)
+		return Planned{}, rel, fmt.Errorf("planning for environment %s: %w", p.Env, err)
 	}
 	planned, err := plan(s.State(), p.Env, rel)
 	if err != nil {
-		return Planned{}, fmt.Errorf("planning for environment %s: %w", p.Env, err)
+		return Planned{}, rel, fmt.Errorf("planning for environment %s: %w", p.Env, err)
 	}
-	return planned, nil
+	return planned, rel, nil
 }
 
 // plan makes the plan on a state, after checking that the state allows it.

@@ -63,16 +63,12 @@ func (s *Service) promote(ctx context.Context, from, to spec.EnvName, healthyFor
 	if out.Record, err = s.records.get(head.Release); err != nil {
 		return Promotion{}, err
 	}
-	proposal := Proposal{Env: to, Bundle: head.Bundle}
-	if out.Planned, err = s.Plan(ctx, proposal); err != nil {
+	planned, rel, err := s.planRelease(ctx, Proposal{Env: to, Bundle: head.Bundle})
+	if err != nil {
 		return Promotion{}, err
 	}
-	rel, err := s.evaluate(ctx, proposal)
-	out.Proposed = rel.record
-	if err == nil && rel.digest != out.Planned.Plan.Release { // a secret was set in between
-		err = fault.Errorf(fault.Conflict, "the inputs of environment %s changed meanwhile", to)
-	}
-	return out, err
+	out.Planned, out.Proposed = planned, rel.record
+	return out, nil
 }
 
 // promoted checks again, where nothing can come between, that what an intent brings from another environment still runs healthy there.
