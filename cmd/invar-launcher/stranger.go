@@ -2,13 +2,11 @@ package main
 
 import (
 	"maps"
-	"os"
-	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
+	"github.com/invarhq/invar/kernel"
 	"github.com/invarhq/invar/runtime/local/wire"
 )
 
@@ -23,7 +21,7 @@ func (l *launcher) noteStranger(pid int, q wire.Request) {
 	if l.watches(pid) || err != nil {
 		return
 	}
-	s := wire.Stranger{PID: pid, Command: commandOf(pid), At: time.Now(), Asked: asked(q)}
+	s := wire.Stranger{PID: pid, Command: kernel.Command(pid, maxTold), At: time.Now(), Asked: asked(q)}
 	r.set(func(now *wire.Status) {
 		if len(now.Strangers) < wire.MaxStrangers {
 			now.Strangers = append(slices.Clip(now.Strangers), s) // who was told before keeps what he has
@@ -61,18 +59,5 @@ func asked(q wire.Request) string {
 	case q.Session != nil:
 		args = q.Session.Args
 	}
-	return cut(strings.Join(args, " "))
-}
-
-func commandOf(pid int) string {
-	b, _ := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "cmdline")) // "" when it is gone
-	return cut(strings.TrimSpace(strings.ReplaceAll(string(b), "\x00", " ")))
-}
-
-func cut(text string) string {
-	text = strings.ToValidUTF8(text, "?")
-	if len(text) > maxTold {
-		text = strings.ToValidUTF8(text[:maxTold], "") + "…"
-	}
-	return text
+	return kernel.Cut(strings.Join(args, " "), maxTold)
 }

@@ -1,19 +1,16 @@
 package proxy
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
 	"os"
-	"path/filepath"
-	"strconv"
 	"strings"
 
-	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"github.com/invarhq/invar/drift"
+	"github.com/invarhq/invar/kernel"
 )
 
 // held is a socket on which this machine is reached, of which this process has a descriptor.
@@ -21,7 +18,7 @@ type held struct {
 	file     *os.File
 	protocol string // "tcp", "udp"
 	address  netip.AddrPort
-	inode    uint64
+	inode    uint32
 	shared   bool // whether others may listen on the same address
 }
 
@@ -35,26 +32,26 @@ func (s *Supervisor) lookAtListeners() ([]drift.Oddity, error) {
 	if err != nil {
 		return nil, err
 	}
+	waiting, err := listening()
+	if err != nil {
+		return nil, fmt.Errorf("asking who listens on this machine: %w", err)
+	}
 	var out []drift.Oddity
-	owners := map[uint64]string{}
+	owners := map[uint32]string{}
 	for _, h := range list {
 		fact := func(field, value string) drift.Fact {
 			return drift.Fact{Kind: drift.Listener, Field: field, Value: value}
 		}
 		field := h.protocol + " " + h.address.String()
-		others, err := listening(h.protocol, h.address.Port())
-		if err != nil {
-			return nil, err
-		}
 		got := []drift.Fact{fact(field, ours)}
-		for _, o := range others {
-			if o.inode == h.inode || !takesFrom(h.address, o.address) {
+		for _, o := range waiting {
+			if o.Network != h.protocol || o.Inode == h.inode || !takesFrom(h.address, o.At) {
 				continue
 			}
-			if owners[o.inode] == "" {
-				owners[o.inode] = s.ownerOf(o.inode, o.uid)
+			if owners[o.Inode] == "" {
+				owners[o.Inode] = s.ownerOf(o.Inode, o.UID)
 			}
-			got = append(got, fact(h.protocol+" "+o.address.String(), owners[o.inode]))
+			got = append(got, fact(o.String(), owners[o.Inode]))
 		}
 		out = append(out, drift.Odd(drift.Alert, drift.Compare(drift.Of(fact(field, ours)), drift.Of(got...)))...)
 		if h.shared {
@@ -98,7 +95,7 @@ func holding(f *os.File) (held, error) {
 	if err := errors.Join(unix.Fstat(fd, &st), nameErr, kindErr, sharedErr); err != nil {
 		return h, err
 	}
-	h.inode, h.shared = st.Ino, shared != 0
+	h.inode, h.shared = uint32(st.Ino), shared != 0
 	if kind == unix.SOCK_DGRAM {
 		h.protocol = "udp"
 	}
@@ -147,92 +144,28 @@ func (s *Supervisor) keepForItself() {
 	}
 }
 
-// bound is a socket that the kernel tells of.
-type bound struct {
-	address netip.AddrPort
-	uid     uint32
-	inode   uint64
-}
-
-// inetRequest is struct inet_diag_req_v2 of linux/inet_diag.h: the sockets on a port.
-type inetRequest struct {
-	family, protocol uint8
-	states           uint32
-	port             uint16
-}
-
-const (
-	sizeofInetRequest = 56
-	sizeofInetMessage = 72 // struct inet_diag_msg
-	stateClose        = 7  // of TCP, in linux/tcp_states.h; of a UDP socket that is not connected
-	stateListen       = 10
-)
-
-// Len implements nl.NetlinkRequestData.
-func (r inetRequest) Len() int { return sizeofInetRequest }
-
-// Serialize implements nl.NetlinkRequestData.
-func (r inetRequest) Serialize() []byte {
-	b := make([]byte, sizeofInetRequest)
-	b[0], b[1] = r.family, r.protocol
-	binary.NativeEndian.PutUint32(b[4:], r.states)
-	binary.BigEndian.PutUint16(b[8:], r.port)
-	return b
-}
-
-// listening asks the kernel who listens on a port, whatever the address is. It is asked for these sockets only, not for all connections.
-func listening(protocol string, port uint16) ([]bound, error) {
-	r := inetRequest{protocol: unix.IPPROTO_TCP, states: 1 << stateListen, port: port}
-	if protocol == "udp" {
-		r.protocol, r.states = unix.IPPROTO_UDP, 1<<stateClose
+// listening returns the sockets of this machine's own network that wait.
+func listening() ([]kernel.Waiting, error) {
+	d, err := kernel.OpenDiag("/proc/thread-self/ns/net")
+	if err != nil {
+		return nil, err
 	}
-	var out []bound
-	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
-		r.family = family
-		q := nl.NewNetlinkRequest(nl.SOCK_DIAG_BY_FAMILY, unix.NLM_F_DUMP)
-		q.AddData(r)
-		messages, err := q.Execute(unix.NETLINK_INET_DIAG, nl.SOCK_DIAG_BY_FAMILY)
-		if errors.Is(err, unix.ENOENT) {
-			continue // no such sockets, or no such kernel module
-		}
-		if err != nil {
-			return nil, fmt.Errorf("asking who listens on port %d: %w", port, err)
-		}
-		for _, m := range messages {
-			if b, ok := parseBound(m); ok && b.address.Port() == port {
-				out = append(out, b)
-			}
-		}
+	defer d.Close()
+	list, err := d.Waiting()
+	if errors.Is(err, unix.ENOENT) { // no sock_diag in this kernel
+		return kernel.WaitingIn("self"), nil
 	}
-	return out, nil
-}
-
-func parseBound(m []byte) (bound, bool) {
-	if len(m) < sizeofInetMessage {
-		return bound{}, false
-	}
-	address, _ := netip.AddrFromSlice(m[8:24])
-	if m[0] == unix.AF_INET {
-		address, _ = netip.AddrFromSlice(m[8:12])
-	}
-	return bound{
-		address: netip.AddrPortFrom(address, binary.BigEndian.Uint16(m[4:])), uid: binary.NativeEndian.Uint32(m[64:]),
-		inode: uint64(binary.NativeEndian.Uint32(m[68:])),
-	}, true
+	return list, err
 }
 
 // ownerOf says whose a socket is, for people. It reads the descriptors of all processes, once for each socket that is not ours.
-func (s *Supervisor) ownerOf(inode uint64, uid uint32) string {
+func (s *Supervisor) ownerOf(inode uint32, uid uint32) string {
 	if known := s.owners[inode]; known != "" {
 		return known
 	}
-	link := fmt.Sprintf("socket:[%d]", inode)
-	found, _ := filepath.Glob("/proc/[0-9]*/fd/*") // the pattern is well-formed
-	for _, fd := range found {
-		if to, err := os.Readlink(fd); err == nil && to == link {
-			if pid, err := strconv.Atoi(strings.Split(fd, "/")[2]); err == nil {
-				return nameOf(pid)
-			}
+	for pid := range kernel.Processes(make([]byte, 4<<10)) {
+		if kernel.HoldsSocket(pid, inode) {
+			return nameOf(pid)
 		}
 	}
 	return fmt.Sprintf("a socket of user %d, of no process that can be seen", uid)

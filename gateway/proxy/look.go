@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/invarhq/invar/drift"
+	"github.com/invarhq/invar/kernel"
 )
 
 // The fields of drift.Gateway.
@@ -83,21 +84,21 @@ func (s *Supervisor) listeners() ([]drift.Oddity, error) {
 // facts returns what the gateway's process should be, and what it is. It reports false when the process has ended.
 func (s *Supervisor) facts() (want, got drift.Facts, alive bool) {
 	p := s.serving.Load()
-	now, err := ofProcess(p.pid)
-	if err != nil || now.start != p.start {
+	now, err := ofProcess(p.PID)
+	if err != nil || now.Start != p.Start {
 		return want, got, false
 	}
-	status := statusOf(p.pid)
+	status, _ := kernel.Status(strconv.Itoa(p.PID), make([]byte, 4<<10), "Uid", "TracerPid", "State") // what can't be read differs
 	fact := func(field, value string) drift.Fact {
 		return drift.Fact{Kind: drift.Gateway, Field: field, Value: value}
 	}
 	users := fmt.Sprintf("%d", os.Geteuid())
 	mine := []drift.Fact{fact(fieldProgram, p.exe.String()), fact(fieldUsers, strings.Join([]string{users, users, users, users}, " ")),
-		fact(fieldLink, filepath.Base(socketOf(s.cfg, p.pid))), fact(fieldSocket, p.socket)}
+		fact(fieldLink, filepath.Base(socketOf(s.cfg, p.PID))), fact(fieldSocket, p.socket)}
 	found := []drift.Fact{fact(fieldProgram, now.exe.String()), fact(fieldUsers, status["Uid"]), fact(fieldLink, linkAt(s.cfg.controlPath())),
-		fact(fieldSocket, socketAt(socketOf(s.cfg, p.pid)))}
-	if p.parent == os.Getpid() {
-		mine, found = append(mine, fact(fieldParent, strconv.Itoa(p.parent))), append(found, fact(fieldParent, strconv.Itoa(now.parent)))
+		fact(fieldSocket, socketAt(socketOf(s.cfg, p.PID)))}
+	if p.Parent == os.Getpid() {
+		mine, found = append(mine, fact(fieldParent, strconv.Itoa(p.Parent))), append(found, fact(fieldParent, strconv.Itoa(now.Parent)))
 	}
 	if tracer, err := strconv.Atoi(status["TracerPid"]); err == nil && tracer != 0 {
 		found = append(found, fact(fieldTracer, nameOf(tracer)))
@@ -106,17 +107,6 @@ func (s *Supervisor) facts() (want, got drift.Facts, alive bool) {
 		found = append(found, fact(fieldStopped, status["State"]))
 	}
 	return drift.Of(mine...), drift.Of(found...), true
-}
-
-// statusOf reads /proc/PID/status, with blanks between values.
-func statusOf(pid int) map[string]string {
-	b, _ := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "status")) // what can't be read differs
-	out := map[string]string{}
-	for line := range strings.Lines(string(b)) {
-		name, value, _ := strings.Cut(line, ":")
-		out[name] = strings.Join(strings.Fields(value), " ")
-	}
-	return out
 }
 
 // linkAt tells what is at the path where a link should be.
@@ -164,7 +154,7 @@ func (s *Supervisor) Heal(ctx context.Context, found []drift.Oddity) (string, er
 	for _, o := range found {
 		switch {
 		case o.Field == fieldStopped: // it holds up whoever asks it: the end of it lets them go on, and the next one starts as after a crash
-			return "the process was ended, and a new one started", s.serving.Load().signal(unix.SIGKILL)
+			return "the process was ended, and a new one started", s.serving.Load().Signal(unix.SIGKILL)
 		case o.Kind == string(drift.Listener):
 			s.keepForItself()
 		case o.Field == fieldLink:

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -21,6 +22,7 @@ import (
 
 	"github.com/invarhq/invar/drift"
 	"github.com/invarhq/invar/gateway"
+	"github.com/invarhq/invar/kernel"
 )
 
 // found looks, and returns what is odd: "alert listener tcp 127.0.0.1:80: expected -> found".
@@ -238,7 +240,10 @@ func TestStoppedGatewayIsRenewed(t *testing.T) {
 		t.Fatal(err)
 	}
 	waits := make(chan string, 1)
-	eventually(t, "a stopped gateway", func() bool { return strings.HasPrefix(statusOf(before.PID)["State"], "T") })
+	eventually(t, "a stopped gateway", func() bool {
+		status, _ := kernel.Status(strconv.Itoa(before.PID), nil, "State")
+		return strings.HasPrefix(status["State"], "T")
+	})
 	go func() { // in the kernel's queue until there is somebody
 		_, body, err := tryGet(t.Context(), http.DefaultClient, before.HTTP, "/")
 		waits <- fmt.Sprint(body, err)

@@ -7,46 +7,29 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"runtime"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/invarhq/invar/kernel"
 )
 
 // connectTimeout bounds one connect. On loopback it only runs out when the listener's queue is full.
 const connectTimeout = 3 * time.Second
 
-// sockets makes TCP sockets inside network namespaces. A socket stays in the namespace that it was made in, whichever
-// thread uses it later, so only socket(2) is called inside.
+// sockets makes TCP sockets inside network namespaces.
 type sockets struct {
 	home *os.File // the namespace of this process
 }
 
 func newSockets() (*sockets, error) {
-	home, err := os.Open("/proc/thread-self/ns/net")
-	if err != nil {
-		return nil, fmt.Errorf("opening the network namespace of this process: %w", err)
-	}
-	return &sockets{home}, nil
+	home, err := kernel.HomeNetwork()
+	return &sockets{home}, err
 }
 
 // make returns a non-blocking IPv4 TCP socket that lives in ns.
 func (s *sockets) make(ns *os.File) (int, error) {
-	runtime.LockOSThread()
-	if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
-		runtime.UnlockOSThread()
-		return -1, os.NewSyscallError("setns", err)
-	}
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
-	if back := unix.Setns(int(s.home.Fd()), unix.CLONE_NEWNET); back != nil {
-		// The thread stays locked, so it ends with this goroutine and nothing else runs in the foreign namespace.
-		if err == nil {
-			unix.Close(fd)
-		}
-		return -1, os.NewSyscallError("setns back", back)
-	}
-	runtime.UnlockOSThread()
-	return fd, os.NewSyscallError("socket", err)
+	return kernel.SocketIn(ns, s.home, unix.AF_INET, unix.SOCK_STREAM, 0)
 }
 
 // dialError is a connection that could not be made: nothing was sent.

@@ -92,7 +92,7 @@ type Supervisor struct {
 	spare   *child            // nil: none
 	watched []*os.File        // listeners of this process that are looked at as well
 	ending  []ending          // gateways that were told to end
-	owners  map[uint64]string // whose the sockets are that take connections from ours, by inode
+	owners  map[uint32]string // whose the sockets are that take connections from ours, by inode
 }
 
 // Supervise finds the gateway that serves cfg.Dir, or starts one with command, and restarts it whenever it dies, until Close. A gateway of
@@ -202,7 +202,7 @@ func (s *Supervisor) serves(pid int) error {
 // servingPID returns the gateway's process, 0 when there was none yet.
 func (s *Supervisor) servingPID() int {
 	if p := s.serving.Load(); p != nil {
-		return p.pid
+		return p.PID
 	}
 	return 0
 }
@@ -534,9 +534,9 @@ func (s *Supervisor) Renew(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	old := *s.serving.Load()
-	own := dialGateway(s.cfg, func() int { return old.pid })
+	own := dialGateway(s.cfg, func() int { return old.PID })
 	if err := politely(ctx, own.releaseQUIC); err != nil {
-		s.log.Warn("the gateway does not give up HTTP/3", "pid", old.pid, "error", err)
+		s.log.Warn("the gateway does not give up HTTP/3", "pid", old.PID, "error", err)
 	}
 	if err := s.openSockets(); err != nil {
 		return err
@@ -545,10 +545,10 @@ func (s *Supervisor) Renew(ctx context.Context) error {
 		return err
 	}
 	if err := politely(ctx, own.Drain); err != nil {
-		s.log.Warn("the gateway does not hand over: ending it", "pid", old.pid, "error", err)
-		os.Remove(socketOf(s.cfg, old.pid)) // or whatever lies there
+		s.log.Warn("the gateway does not hand over: ending it", "pid", old.PID, "error", err)
+		os.Remove(socketOf(s.cfg, old.PID)) // or whatever lies there
 		s.ending = append(s.ending, ending{old, time.Now().Add(stopTimeout + politeness)})
-		return old.signal(handOver) // it answers what is under way, if it still can
+		return old.Signal(handOver) // it answers what is under way, if it still can
 	}
 	return nil
 }
@@ -565,8 +565,8 @@ func (s *Supervisor) reap(now time.Time) {
 		if now.Before(e.by) {
 			return false
 		}
-		if err := e.signal(unix.SIGKILL); err != nil {
-			s.log.Error("killing a gateway that did not end", "pid", e.pid, "error", err)
+		if err := e.Signal(unix.SIGKILL); err != nil {
+			s.log.Error("killing a gateway that did not end", "pid", e.PID, "error", err)
 		}
 		return true
 	})

@@ -21,6 +21,7 @@ import (
 	"github.com/invarhq/invar/digest"
 	"github.com/invarhq/invar/drift"
 	"github.com/invarhq/invar/instance"
+	"github.com/invarhq/invar/kernel"
 	"github.com/invarhq/invar/runtime"
 )
 
@@ -105,7 +106,7 @@ func (t *taker) processes() {
 		}
 	}
 	var found []runtime.Process
-	all := processes(make([]byte, 4<<10))
+	all, boot := kernel.Processes(make([]byte, 4<<10)), kernel.BootTime()
 	for _, pid := range slices.Sorted(maps.Keys(all)) {
 		groups, _ := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cgroup")
 		inside := slices.ContainsFunc(bytes.Split(groups, []byte("\n")), func(line []byte) bool {
@@ -114,9 +115,9 @@ func (t *taker) processes() {
 		for kind, here := range own {
 			inside = inside || nsKey(pid, "", kind) == here
 		}
-		if inside && !all[pid].kernel {
-			found = append(found, runtime.Process{PID: pid, Parent: all[pid].parent, Threads: all[pid].threads, InCgroup: bytes.Contains(groups, group),
-				StartedAt: bootTime().Add(time.Duration(all[pid].start) * time.Second / userHertz).UTC().Truncate(10 * time.Millisecond)})
+		if inside && !all[pid].Kernel {
+			found = append(found, runtime.Process{PID: pid, Parent: all[pid].Parent, Threads: all[pid].Threads, InCgroup: bytes.Contains(groups, group),
+				StartedAt: all[pid].StartedAt(boot)})
 		}
 	}
 	for _, p := range cut(t, "processes", found, maxListed) {
@@ -139,7 +140,7 @@ func (t *taker) describe(p *runtime.Process) {
 			p.Args = append(p.Args, text(arg))
 		}
 	}
-	if status, err := statusOf(strconv.Itoa(p.PID), make([]byte, 4<<10), "Uid", "Gid"); err == nil {
+	if status, err := kernel.Status(strconv.Itoa(p.PID), make([]byte, 4<<10), "Uid", "Gid"); err == nil {
 		p.User, p.Group = status["Uid"], status["Gid"]
 	}
 	p.Namespaces = map[string]string{}
@@ -198,7 +199,7 @@ func (t *taker) sockets() {
 
 // endpoint tells an address of /proc/net as people do.
 func endpoint(s string) string {
-	if at, ok := parseEndpoint(s); ok {
+	if at, ok := kernel.ParseEndpoint(s); ok {
 		return at.String()
 	}
 	return s

@@ -13,6 +13,7 @@ import (
 
 	"github.com/invarhq/invar/digest"
 	"github.com/invarhq/invar/instance"
+	"github.com/invarhq/invar/kernel"
 	"github.com/invarhq/invar/runtime/local/wire"
 )
 
@@ -90,7 +91,7 @@ func MountIn(ns, mount int, at string) error {
 
 // ListenIn listens on the loopback of a network.
 func ListenIn(path string, port int) (int, error) {
-	fd, err := socketIn(path, unix.AF_INET, unix.SOCK_STREAM, 0)
+	fd, err := kernel.SocketAt(path, unix.AF_INET, unix.SOCK_STREAM, 0)
 	if err == nil {
 		err = errors.Join(unix.Bind(fd, &unix.SockaddrInet4{Port: port, Addr: [4]byte{127, 0, 0, 1}}), unix.Listen(fd, 1))
 	}
@@ -99,7 +100,7 @@ func ListenIn(path string, port int) (int, error) {
 
 // BindIn takes an UDP port of the loopback of a network.
 func BindIn(path string, port int) (int, error) {
-	fd, err := socketIn(path, unix.AF_INET, unix.SOCK_DGRAM, 0)
+	fd, err := kernel.SocketAt(path, unix.AF_INET, unix.SOCK_DGRAM, 0)
 	if err == nil {
 		err = unix.Bind(fd, &unix.SockaddrInet4{Port: port, Addr: [4]byte{127, 0, 0, 1}})
 	}

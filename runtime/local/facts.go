@@ -21,6 +21,7 @@ import (
 	"github.com/invarhq/invar/drift"
 	"github.com/invarhq/invar/fault"
 	"github.com/invarhq/invar/instance"
+	"github.com/invarhq/invar/kernel"
 	"github.com/invarhq/invar/runtime"
 	"github.com/invarhq/invar/runtime/local/wire"
 )
@@ -244,7 +245,7 @@ const firstProcess = "running, child of the launcher's container"
 // lookAtProcess makes sure that the first process is there, and is the one that was started.
 func (x *inspection) lookAtProcess() bool {
 	x.want = append(x.want, drift.Fact{Kind: drift.Process, Field: "first", Value: firstProcess})
-	groups, err := slurp(x.proc("cgroup"), x.buf)
+	groups, err := kernel.Read(x.proc("cgroup"), x.buf)
 	if err != nil || !bytes.Contains(groups, []byte(x.group())) {
 		x.find(drift.Process, "first", fmt.Sprintf("process %s is gone, or out of the instance's cgroup", x.pid))
 		return false
@@ -287,7 +288,7 @@ func (x *inspection) control(controller, v1, v2 string) (string, error) {
 	if x.h.features.CgroupVersion == 1 {
 		path = filepath.Join("/sys/fs/cgroup", controller, x.group(), v1)
 	}
-	b, err := slurp(path, x.buf)
+	b, err := kernel.Read(path, x.buf)
 	return strings.TrimSpace(string(b)), err
 }
 
@@ -323,7 +324,7 @@ func (x *inspection) lookAtStatus() error {
 	if x.boxed {
 		return nil
 	}
-	status, err := statusOf(x.pid, x.buf, statusFields...)
+	status, err := kernel.Status(x.pid, x.buf, statusFields...)
 	if err != nil {
 		return fault.As(fault.Conflict, err)
 	}
@@ -382,7 +383,7 @@ func (x *inspection) lookAtNamespaces() error {
 	}
 	err := unix.Stat(x.h.nets.path(string(x.q.Spec.Identity.ID)), &made)
 	x.find(drift.Namespace, "net", yes("the one that was made for it", "another", err == nil && has.Dev == made.Dev && has.Ino == made.Ino))
-	b, err := slurp(x.proc("net/dev"), x.buf)
+	b, err := kernel.Read(x.proc("net/dev"), x.buf)
 	if err != nil {
 		return fault.As(fault.Conflict, err)
 	}
@@ -411,7 +412,7 @@ func (x *inspection) lookAtOwners(namespace string) error {
 	if x.m.owners.namespace != namespace {
 		var facts []drift.Fact
 		for _, file := range []string{"uid_map", "gid_map"} {
-			b, err := slurp(x.proc(file), x.buf)
+			b, err := kernel.Read(x.proc(file), x.buf)
 			if err != nil {
 				return fault.As(fault.Conflict, err)
 			}
@@ -448,7 +449,7 @@ func (x *inspection) lookAtSockets() error {
 			if by := x.holder(w); x.q.Opened || by != byGateway {
 				found[at] = by
 			}
-		case x.q.Spec.DynamicPorts, slices.Contains(x.q.Spec.Ports, int(w.at.Port())), w.network == "udp" && ephemeral(w.at.Port()):
+		case x.q.Spec.DynamicPorts, slices.Contains(x.q.Spec.Ports, int(w.At.Port())), w.Network == "udp" && ephemeral(w.At.Port()):
 		default:
 			found[at] = "listening"
 		}
@@ -460,49 +461,38 @@ func (x *inspection) lookAtSockets() error {
 }
 
 // holder tells who listens where the gateway should. Whether the gateway has the socket is asked once for each: it does not give one away.
-func (x *inspection) holder(w waiting) string {
-	if x.m.gateways[w.cookie] && w.cookie != 0 {
+func (x *inspection) holder(w kernel.Waiting) string {
+	if x.m.gateways[w.Cookie] && w.Cookie != 0 {
 		return byGateway
 	}
-	if w.uid != uint32(os.Getuid()) {
-		return fmt.Sprintf("listening, by user %d", w.uid)
+	if w.UID != uint32(os.Getuid()) {
+		return fmt.Sprintf("listening, by user %d", w.UID)
 	}
 	pids := x.h.companions()
 	if len(pids) == 0 {
 		return byGateway // nobody says who the gateway is
 	}
 	for _, pid := range pids {
-		if holds(pid, w.inode) {
-			x.m.gateways[w.cookie] = true
+		if kernel.HoldsSocket(pid, w.Inode) {
+			x.m.gateways[w.Cookie] = true
 			return byGateway
 		}
 	}
 	return "listening, by another process than the gateway"
 }
 
-// holds reports whether a process has a socket open.
-func holds(pid int, inode uint32) bool {
-	dir, err := os.Open("/proc/" + strconv.Itoa(pid) + "/fd")
-	if err != nil {
-		return false
-	}
-	defer dir.Close()
-	names, _ := dir.Readdirnames(-1)
-	socket := fmt.Sprintf("socket:[%d]", inode)
-	return slices.ContainsFunc(names, func(name string) bool {
-		link, _ := os.Readlink(dir.Name() + "/" + name)
-		return link == socket
-	})
-}
+// ephemeral are the ports that Linux gives to sockets that ask for none, as it is in every new network (ip(7)). A UDP socket there may be
+// that of a client that does not connect it, as musl's resolver does.
+func ephemeral(port uint16) bool { return port >= 32768 && port <= 60999 }
 
-func (x *inspection) sockets() ([]waiting, error) {
+func (x *inspection) sockets() ([]kernel.Waiting, error) {
 	d, err := x.m.network(x.pid)
 	if err != nil {
 		return nil, fault.As(fault.Conflict, err)
 	}
-	list, err := d.waiting()
+	list, err := d.Waiting()
 	if errors.Is(err, unix.ENOENT) { // no sock_diag in this kernel
-		return waitingIn(x.pid), nil
+		return kernel.WaitingIn(x.pid), nil
 	}
 	return list, err
 }

@@ -3,7 +3,6 @@ package local
 import (
 	"bytes"
 	"context"
-	"errors"
 	"maps"
 	"os"
 	"path/filepath"
@@ -15,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/invarhq/invar/instance"
+	"github.com/invarhq/invar/kernel"
 	"github.com/invarhq/invar/runtime/local/wire"
 )
 
@@ -40,15 +40,6 @@ var nsKinds = []string{"net", "mnt", "pid", "ipc", "uts", "user", "cgroup", "pid
 
 // threadKinds are those that a thread can have for itself, and that /proc/PID/ns (which tells of the first thread) does not show.
 var threadKinds = []string{"net", "mnt", "ipc", "uts", "cgroup", "pid_for_children"}
-
-// proc is a process as /proc/PID/stat tells it.
-type proc struct {
-	pid, parent int
-	start       uint64 // in clock ticks since the machine's start
-	threads     int
-	kernel      bool
-	exiting     bool
-}
 
 // scanner finds foreign processes.
 type scanner struct {
@@ -78,7 +69,7 @@ type target struct {
 }
 
 func newScanner(h *Host) *scanner {
-	s := &scanner{host: h, own: map[string]bool{}, self: os.Getpid(), boot: bootTime(), settled: map[procKey]instance.ID{}, threads: map[procKey]time.Time{}, buf: make([]byte, 4<<10)}
+	s := &scanner{host: h, own: map[string]bool{}, self: os.Getpid(), boot: kernel.BootTime(), settled: map[procKey]instance.ID{}, threads: map[procKey]time.Time{}, buf: make([]byte, 4<<10)}
 	for _, kind := range nsKinds {
 		s.own[nsKey(s.self, "", kind)] = true
 	}
@@ -151,7 +142,7 @@ func strangers(told []wire.Stranger) []instance.Foreign {
 const maxForeign = 64
 
 // targets returns the running instances, and which of them has each namespace and cgroup.
-func (s *scanner) targets(procs map[int]proc) (list []target, byNamespace map[string]int, byCgroup map[string]int) {
+func (s *scanner) targets(procs map[int]kernel.Process) (list []target, byNamespace map[string]int, byCgroup map[string]int) {
 	s.host.mu.Lock()
 	for id, i := range s.host.instances {
 		if i.seen.State == instance.Running && i.seen.PID > 0 {
@@ -162,7 +153,7 @@ func (s *scanner) targets(procs map[int]proc) (list []target, byNamespace map[st
 	byNamespace, byCgroup = map[string]int{}, map[string]int{}
 	firsts := make(map[procKey]target, len(list))
 	for n, t := range list {
-		key := procKey{t.first, procs[t.first].start}
+		key := procKey{t.first, procs[t.first].Start}
 		known, ok := s.firsts[key]
 		if !ok || known.id != t.id {
 			known, ok = s.place(t)
@@ -197,15 +188,15 @@ func (s *scanner) place(t target) (target, bool) {
 // scan looks at every process once.
 func (s *scanner) scan() (map[instance.ID][]instance.Foreign, map[string]stray) {
 	sight := s.host.newSight()
-	procs := processes(s.buf)
+	procs := kernel.Processes(s.buf)
 	list, byNamespace, byCgroup := s.targets(procs)
 	found := map[instance.ID][]instance.Foreign{}
 	settled := make(map[procKey]instance.ID, len(s.settled))
 	s.forgetThreads(procs)
 	ours := s.ours(procs)
 	for _, p := range procs {
-		key := procKey{p.pid, p.start}
-		if p.kernel || ours[p.pid] {
+		key := procKey{p.PID, p.Start}
+		if p.Kernel || ours[p.PID] {
 			continue
 		}
 		if id, ok := s.settled[key]; ok {
@@ -218,7 +209,7 @@ func (s *scanner) scan() (map[instance.ID][]instance.Foreign, map[string]stray) 
 		}
 		for n, place := range at {
 			if s.belongs(p, procs, list[n], place) {
-				if p.pid == list[n].first || len(place.Namespaces) >= len(nsKinds)-2 && place.Cgroup { // inside for good: it has no rights to leave
+				if p.PID == list[n].first || len(place.Namespaces) >= len(nsKinds)-2 && place.Cgroup { // inside for good: it has no rights to leave
 					settled[key] = list[n].id
 				}
 				continue
@@ -238,8 +229,8 @@ func (s *scanner) scan() (map[instance.ID][]instance.Foreign, map[string]stray) 
 const threadsEvery = 2500 * time.Millisecond
 
 // dueThreads reports whether it is time to look at a process's threads, and notes that they are.
-func (s *scanner) dueThreads(p proc) bool {
-	key, now := procKey{p.pid, p.start}, time.Now()
+func (s *scanner) dueThreads(p kernel.Process) bool {
+	key, now := procKey{p.PID, p.Start}, time.Now()
 	if last, known := s.threads[key]; known && now.Sub(last) < threadsEvery {
 		return false
 	}
@@ -248,19 +239,19 @@ func (s *scanner) dueThreads(p proc) bool {
 }
 
 // forgetThreads drops what is known of processes that have ended.
-func (s *scanner) forgetThreads(procs map[int]proc) {
-	maps.DeleteFunc(s.threads, func(key procKey, _ time.Time) bool { return procs[key.pid].start != key.start })
+func (s *scanner) forgetThreads(procs map[int]kernel.Process) {
+	maps.DeleteFunc(s.threads, func(key procKey, _ time.Time) bool { return procs[key.pid].Start != key.start })
 }
 
 // launched reports whether the process descends from the launcher: what the launcher is making.
-func (s *scanner) launched(p proc, procs map[int]proc) bool {
+func (s *scanner) launched(p kernel.Process, procs map[int]kernel.Process) bool {
 	launcher := int(s.host.launcherPID.Load())
 	for at, steps := p, 0; steps < 1000; steps++ {
-		if at.parent == launcher {
+		if at.Parent == launcher {
 			return true
 		}
-		next, ok := procs[at.parent]
-		if !ok || next.pid <= 1 {
+		next, ok := procs[at.Parent]
+		if !ok || next.PID <= 1 {
 			return false
 		}
 		at = next
@@ -281,27 +272,21 @@ func (h *Host) runs() bool {
 }
 
 // ours returns the processes of invar itself: the server with its gateway, and the launcher.
-func (s *scanner) ours(procs map[int]proc) map[int]bool {
+func (s *scanner) ours(procs map[int]kernel.Process) map[int]bool {
 	ours := map[int]bool{s.self: true, int(s.host.launcherPID.Load()): true}
 	for _, pid := range s.host.companions() {
 		ours[pid] = true
 	}
 	for _, p := range procs { // what this server starts: the gateway, before it says so
-		if p.parent == s.self && sameProgram(strconv.Itoa(p.pid), "self") {
-			ours[p.pid] = true
+		if p.Parent == s.self && kernel.SameProgram(strconv.Itoa(p.PID), "self") {
+			ours[p.PID] = true
 		}
 	}
 	return ours
 }
 
-// sameProgram reports whether two processes run the same file. "self" is this one.
-func sameProgram(pid, other string) bool {
-	var one, two unix.Stat_t
-	return unix.Stat("/proc/"+pid+"/exe", &one) == nil && unix.Stat("/proc/"+other+"/exe", &two) == nil && one.Dev == two.Dev && one.Ino == two.Ino
-}
-
 // whereIs returns the instances that the process or one of its threads is in, by index, and its cgroups as /proc tells them.
-func (s *scanner) whereIs(p proc, byNamespace, byCgroup map[string]int) (at map[int]instance.Foreign, cgroups string) {
+func (s *scanner) whereIs(p kernel.Process, byNamespace, byCgroup map[string]int) (at map[int]instance.Foreign, cgroups string) {
 	note := func(n int, change func(*instance.Foreign)) {
 		if at == nil {
 			at = map[int]instance.Foreign{}
@@ -312,7 +297,7 @@ func (s *scanner) whereIs(p proc, byNamespace, byCgroup map[string]int) (at map[
 	}
 	look := func(thread string, kinds []string) {
 		for _, kind := range kinds {
-			n, ok := byNamespace[nsKey(p.pid, thread, kind)]
+			n, ok := byNamespace[nsKey(p.PID, thread, kind)]
 			if !ok {
 				continue
 			}
@@ -329,15 +314,15 @@ func (s *scanner) whereIs(p proc, byNamespace, byCgroup map[string]int) (at map[
 	if len(byNamespace) > 0 {
 		look("", nsKinds)
 	}
-	if p.threads > 1 && len(byNamespace) > 0 && s.dueThreads(p) {
-		tasks, _ := os.ReadDir(filepath.Join("/proc", strconv.Itoa(p.pid), "task"))
+	if p.Threads > 1 && len(byNamespace) > 0 && s.dueThreads(p) {
+		tasks, _ := os.ReadDir(filepath.Join("/proc", strconv.Itoa(p.PID), "task"))
 		for _, task := range tasks {
-			if task.Name() != strconv.Itoa(p.pid) {
+			if task.Name() != strconv.Itoa(p.PID) {
 				look(task.Name(), threadKinds)
 			}
 		}
 	}
-	groups, _ := os.ReadFile(filepath.Join("/proc", strconv.Itoa(p.pid), "cgroup"))
+	groups, _ := os.ReadFile(filepath.Join("/proc", strconv.Itoa(p.PID), "cgroup"))
 	if !bytes.Contains(groups, []byte(s.host.cgroupParent()+"/")) {
 		return at, string(groups)
 	}
@@ -351,25 +336,25 @@ func (s *scanner) whereIs(p proc, byNamespace, byCgroup map[string]int) (at map[
 }
 
 // belongs reports whether the process is the instance's.
-func (s *scanner) belongs(p proc, procs map[int]proc, t target, place instance.Foreign) bool {
-	if p.pid == t.first {
+func (s *scanner) belongs(p kernel.Process, procs map[int]kernel.Process, t target, place instance.Foreign) bool {
+	if p.PID == t.first {
 		return true
 	}
-	groups, _ := os.ReadFile(filepath.Join("/proc", strconv.Itoa(p.pid), "cgroup"))
+	groups, _ := os.ReadFile(filepath.Join("/proc", strconv.Itoa(p.PID), "cgroup"))
 	inside := bytes.Equal(groups, t.cgroup)
 	if t.sandbox && inside {
 		return true // the runtime's helpers
 	}
 	launcher := int(s.host.launcherPID.Load())
 	for at, steps := p, 0; steps < 1000; steps++ {
-		switch at.parent {
+		switch at.Parent {
 		case launcher:
 			return true
 		case t.first:
 			return inside
 		}
-		next, ok := procs[at.parent]
-		if !ok || next.pid <= 1 {
+		next, ok := procs[at.Parent]
+		if !ok || next.PID <= 1 {
 			break
 		}
 		at = next
@@ -378,50 +363,24 @@ func (s *scanner) belongs(p proc, procs map[int]proc, t target, place instance.F
 }
 
 // orphaned reports whether an earlier launcher may have started the process: it lost its parent, and is older than this launcher.
-func (s *scanner) orphaned(p proc, procs map[int]proc, launcher int) bool {
+func (s *scanner) orphaned(p kernel.Process, procs map[int]kernel.Process, launcher int) bool {
 	l, ok := procs[launcher]
-	return ok && p.start < l.start && p.parent <= 1
+	return ok && p.Start < l.Start && p.Parent <= 1
 }
 
 // measure takes down what can be told of a foreign process now: it may be gone in a moment.
-func (s *scanner) measure(p proc, place instance.Foreign) instance.Foreign {
-	place.PID, place.Parent, place.FoundAt = p.pid, p.parent, time.Now().UTC().Truncate(time.Millisecond)
-	place.StartedAt = s.boot.Add(time.Duration(p.start) * time.Second / userHertz).UTC().Truncate(10 * time.Millisecond)
-	dir := filepath.Join("/proc", strconv.Itoa(p.pid))
+func (s *scanner) measure(p kernel.Process, place instance.Foreign) instance.Foreign {
+	place.PID, place.Parent, place.FoundAt = p.PID, p.Parent, time.Now().UTC().Truncate(time.Millisecond)
+	place.StartedAt = p.StartedAt(s.boot)
+	dir := filepath.Join("/proc", strconv.Itoa(p.PID))
 	place.Program, _ = os.Readlink(filepath.Join(dir, "exe"))
-	place.Command = commandOf(dir)
+	place.Command = kernel.Command(p.PID, maxCommand)
 	var st unix.Stat_t
 	if unix.Stat(dir, &st) == nil {
 		place.UID = int(st.Uid)
 	}
 	place.Program = place.Program[:min(len(place.Program), maxCommand)]
 	return place
-}
-
-func commandOf(dir string) string {
-	b, _ := os.ReadFile(filepath.Join(dir, "cmdline"))
-	text := strings.Join(strings.FieldsFunc(string(b), func(r rune) bool { return r == 0 }), " ")
-	if text == "" {
-		b, _ = os.ReadFile(filepath.Join(dir, "comm"))
-		text = strings.TrimSpace(string(b))
-	}
-	text = strings.ToValidUTF8(text, "?")
-	if len(text) > maxCommand {
-		text = strings.ToValidUTF8(text[:maxCommand], "") + "…"
-	}
-	return text
-}
-
-// userHertz is the unit of times in /proc on every Linux of ours.
-const userHertz = 100
-
-func bootTime() time.Time {
-	var now unix.Timespec
-	if unix.ClockGettime(unix.CLOCK_BOOTTIME, &now) != nil {
-		return time.Time{}
-	}
-	// Rounded, so that a process's start is the same time whenever it is told.
-	return time.Now().Add(-time.Duration(now.Nano())).Round(10 * time.Millisecond)
 }
 
 // nsKey names the namespace that a process or thread is in, "" when it is gone.
@@ -437,61 +396,9 @@ func nsKey(pid int, thread, kind string) string {
 	return link // "net:[4026531840]"; pid_for_children's has the kind pid, as it should
 }
 
-// processes reads all that there are.
-func processes(buf []byte) map[int]proc {
-	dir, err := os.Open("/proc")
-	if err != nil {
-		return nil
-	}
-	defer dir.Close()
-	names, _ := dir.Readdirnames(-1)
-	all := make(map[int]proc, len(names))
-	for _, name := range names {
-		pid, err := strconv.Atoi(name)
-		if err != nil {
-			continue
-		}
-		if p, err := readProc(pid, buf); err == nil {
-			all[pid] = p
-		}
-	}
-	return all
-}
-
 // ending reports whether the process is about to end or has: then the kernel no longer tells of its cgroup as it was, and a short-lived
 // child of the instance would look like somebody else.
-func ending(p proc) bool {
-	now, err := readProc(p.pid, make([]byte, 1<<10))
-	return err != nil || now.start != p.start || now.exiting
-}
-
-// Flags of a process in /proc/PID/stat.
-const (
-	exiting      = 0x00000004 // PF_EXITING
-	kernelThread = 0x00200000 // PF_KTHREAD
-)
-
-func readProc(pid int, buf []byte) (proc, error) {
-	b, err := slurp("/proc/"+strconv.Itoa(pid)+"/stat", buf)
-	if err != nil {
-		return proc{}, err
-	}
-	f := bytes.Fields(b[bytes.LastIndexByte(b, ')')+1:]) // the name before it may hold anything
-	if len(f) < 20 {
-		return proc{}, errors.New("a short stat")
-	}
-	p := proc{pid: pid}
-	var flags uint64
-	p.parent, err = strconv.Atoi(string(f[1]))
-	if err == nil {
-		flags, err = strconv.ParseUint(string(f[6]), 10, 64)
-	}
-	if err == nil {
-		p.threads, err = strconv.Atoi(string(f[17]))
-	}
-	if err == nil {
-		p.start, err = strconv.ParseUint(string(f[19]), 10, 64)
-	}
-	p.kernel, p.exiting = flags&kernelThread != 0, flags&exiting != 0
-	return p, err
+func ending(p kernel.Process) bool {
+	now, err := kernel.ReadProcess(p.PID, make([]byte, 1<<10))
+	return err != nil || now.Start != p.Start || now.Exiting
 }

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/invarhq/invar/drift"
+	"github.com/invarhq/invar/kernel"
 	"github.com/invarhq/invar/runtime"
 )
 
@@ -30,7 +31,7 @@ type memory struct {
 	scratch  scratchMemory
 	gateways map[uint64]bool // sockets that were found to be the gateway's
 	nextPID  int             // of the processes that are too many for one look, the first whose turn it is
-	sockets  *diag           // nil: none is open
+	sockets  *kernel.Diag    // nil: none is open
 	closed   bool            // the instance is gone, or the host lets it go
 }
 
@@ -83,7 +84,7 @@ func (m *memory) close() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.sockets != nil {
-		m.sockets.close()
+		m.sockets.Close()
 	}
 	m.sockets, m.closed = nil, true
 }
@@ -94,7 +95,7 @@ func (m *memory) file(path string, secret bool, buf []byte, tell func(st unix.St
 	var content []byte
 	err := unix.Lstat(path, &st)
 	if err == nil && !secret && st.Mode&unix.S_IFMT == unix.S_IFREG {
-		content, err = slurp(path, buf)
+		content, err = kernel.Read(path, buf)
 	}
 	if err != nil {
 		return tell(st, nil, err)
@@ -108,19 +109,19 @@ func (m *memory) file(path string, secret bool, buf []byte, tell func(st unix.St
 }
 
 // network returns a socket that asks about the network that a process is in.
-func (m *memory) network(pid string) (*diag, error) {
+func (m *memory) network(pid string) (*kernel.Diag, error) {
 	if m.closed {
 		return nil, unix.ESRCH
 	}
 	at := "/proc/" + pid + "/ns/net"
-	if m.sockets != nil && m.sockets.of(at) {
+	if m.sockets != nil && m.sockets.Of(at) {
 		return m.sockets, nil
 	}
 	if m.sockets != nil {
-		m.sockets.close()
+		m.sockets.Close()
 		m.sockets = nil
 	}
-	d, err := openDiag(at)
+	d, err := kernel.OpenDiag(at)
 	if err != nil {
 		return nil, err
 	}

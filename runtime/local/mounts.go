@@ -11,6 +11,7 @@ import (
 
 	"github.com/invarhq/invar/drift"
 	"github.com/invarhq/invar/fault"
+	"github.com/invarhq/invar/kernel"
 	"github.com/invarhq/invar/runtime"
 )
 
@@ -61,7 +62,7 @@ func (x *inspection) lookAtMounts() error {
 	if x.boxed {
 		return nil
 	}
-	b, err := slurp(x.proc("mountinfo"), x.buf)
+	b, err := kernel.Read(x.proc("mountinfo"), x.buf)
 	if err != nil {
 		return fault.As(fault.Conflict, err)
 	}

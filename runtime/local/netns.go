@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/invarhq/invar/kernel"
 )
 
 // nets makes network namespaces with nothing but a loopback, some ahead, and pins each to a file, so that another process
@@ -159,7 +161,7 @@ func loopbackUp() error {
 // dialIn connects to a port of the loopback inside the namespace at path. Only socket(2) runs inside:
 // a socket keeps the namespace that it was made in.
 func dialIn(ctx context.Context, path string, port int) (net.Conn, error) {
-	fd, err := socketIn(path, unix.AF_INET, unix.SOCK_STREAM, 0)
+	fd, err := kernel.SocketAt(path, unix.AF_INET, unix.SOCK_STREAM, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -169,32 +171,6 @@ func dialIn(ctx context.Context, path string, port int) (net.Conn, error) {
 		return nil, err
 	}
 	return net.FileConn(f)
-}
-
-func socketIn(path string, domain, kind, protocol int) (int, error) {
-	target, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return -1, fmt.Errorf("opening the network namespace %s: %w", path, err)
-	}
-	defer unix.Close(target)
-	goruntime.LockOSThread()
-	own, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		goruntime.UnlockOSThread()
-		return -1, err
-	}
-	defer unix.Close(own)
-	if err := unix.Setns(target, unix.CLONE_NEWNET); err != nil {
-		goruntime.UnlockOSThread()
-		return -1, fmt.Errorf("entering the network namespace %s: %w", path, err)
-	}
-	fd, sockErr := unix.Socket(domain, kind|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, protocol)
-	if err := unix.Setns(own, unix.CLONE_NEWNET); err != nil {
-		// The thread stays locked: it ends with this goroutine, and runs nothing else in the wrong namespace.
-		return -1, fmt.Errorf("leaving the network namespace %s: %w", path, err)
-	}
-	goruntime.UnlockOSThread()
-	return fd, sockErr
 }
 
 func connect(ctx context.Context, f *os.File, port int) error {

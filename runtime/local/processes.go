@@ -13,6 +13,7 @@ import (
 
 	"github.com/invarhq/invar/drift"
 	"github.com/invarhq/invar/fault"
+	"github.com/invarhq/invar/kernel"
 )
 
 // maxProcesses bounds how many processes of an instance one look examines. The next look goes on where it ended.
@@ -61,7 +62,7 @@ func (x *inspection) processes() ([]int, error) {
 	if x.h.features.CgroupVersion == 1 {
 		path = filepath.Join("/sys/fs/cgroup/pids", x.group(), "cgroup.procs")
 	}
-	b, err := slurp(path, x.buf)
+	b, err := kernel.Read(path, x.buf)
 	if err != nil {
 		return nil, fault.As(fault.Conflict, err)
 	}
@@ -83,7 +84,7 @@ func (x *inspection) oddity(pid string) string {
 	if pid == x.pid {
 		return "" // its rights are facts of their own
 	}
-	status, err := statusOf(pid, x.buf, statusFields...)
+	status, err := kernel.Status(pid, x.buf, statusFields...)
 	if err != nil || status["CapEff"] == "" {
 		return ""
 	}
@@ -108,7 +109,7 @@ func (x *inspection) programOf(pid string) (string, error) {
 	}
 	var where string
 	switch {
-	case st.Nlink == 0 && sameProgram(pid, strconv.FormatInt(x.h.launcherPID.Load(), 10)):
+	case st.Nlink == 0 && kernel.SameProgram(pid, strconv.FormatInt(x.h.launcherPID.Load(), 10)):
 		return "", errBecoming
 	case st.Nlink == 0:
 		where = "which was deleted or never was a file"

@@ -17,6 +17,7 @@ import (
 
 	"github.com/invarhq/invar/drift"
 	"github.com/invarhq/invar/instance"
+	"github.com/invarhq/invar/kernel"
 	"github.com/invarhq/invar/runtime/local/wire"
 )
 
@@ -33,9 +34,8 @@ import (
 // found it, and whatever the host knows before or after a scan is none.
 type stray struct {
 	what, name string
-	found      string // for people
-	pid        int    // of a state's first process; 0: none is known
-	start      uint64
+	found      string         // for people
+	first      kernel.Process // of a state; none: it is not known, or has ended
 }
 
 const (
@@ -112,26 +112,26 @@ func (h *Host) rootDevices() map[uint64]string {
 }
 
 // process looks at a process that is in no instance. groups is its /proc/PID/cgroup.
-func (x *straySight) process(p proc, groups string, ours func() bool) {
-	if p.exiting {
+func (x *straySight) process(p kernel.Process, groups string, ours func() bool) {
+	if p.Exiting {
 		return
 	}
 	if group, ok := x.group(groups); ok {
 		if group != "" {
-			x.members[group] = append(x.members[group], p.pid)
+			x.members[group] = append(x.members[group], p.PID)
 		}
 		return
 	}
 	var st unix.Stat_t
-	if unix.Stat("/proc/"+strconv.Itoa(p.pid)+"/root", &st) != nil || st.Dev == x.home.Dev {
+	if unix.Stat("/proc/"+strconv.Itoa(p.PID)+"/root", &st) != nil || st.Dev == x.home.Dev {
 		return
 	}
 	root, ok := x.devices[st.Dev]
 	if !ok {
-		root, ok = x.host.mountedAgain(p.pid)
+		root, ok = x.host.mountedAgain(p.PID)
 	}
 	if ok && !ours() {
-		x.add(stray{what: strayProcess, name: strconv.Itoa(p.pid), found: describe(p.pid) + ", its root is " + root})
+		x.add(stray{what: strayProcess, name: strconv.Itoa(p.PID), found: describe(p.PID) + ", its root is " + root})
 	}
 }
 
@@ -273,8 +273,8 @@ func (h *Host) strayState(name string) stray {
 	s := stray{what: strayState, name: name, found: "a container's state"}
 	b, err := os.ReadFile(filepath.Join(h.stateDir(), name, "state.json"))
 	if err == nil && json.Unmarshal(b, &state) == nil && state.PID > 1 {
-		if p, err := readProc(state.PID, make([]byte, 1<<10)); err == nil && p.start == state.Start {
-			s.pid, s.start = state.PID, state.Start
+		if p, err := kernel.ReadProcess(state.PID, make([]byte, 1<<10)); err == nil && p.Start == state.Start {
+			s.first = p
 			s.found += " of " + describe(state.PID)
 		}
 	}
@@ -283,16 +283,11 @@ func (h *Host) strayState(name string) stray {
 
 // describe says what a process is, for people.
 func describe(pid int) string {
-	dir := filepath.Join("/proc", strconv.Itoa(pid))
 	var st unix.Stat_t
-	if unix.Stat(dir, &st) != nil {
+	if unix.Stat("/proc/"+strconv.Itoa(pid), &st) != nil {
 		return fmt.Sprintf("process %d (gone)", pid)
 	}
-	command := commandOf(dir)
-	if len(command) > maxCommand/2 {
-		command = strings.ToValidUTF8(command[:maxCommand/2], "") + "…"
-	}
-	return fmt.Sprintf("process %d (%s, user %d)", pid, command, st.Uid)
+	return fmt.Sprintf("process %d (%s, user %d)", pid, kernel.Command(pid, maxCommand/2), st.Uid)
 }
 
 // unknownToHost returns what the launcher has and this host did not ask for.
@@ -384,8 +379,8 @@ func (h *Host) endStray(ctx context.Context, s stray) error {
 		}
 		return h.removeStrayFiles(s.name)
 	case strayState:
-		if s.pid > 1 {
-			if err := killProcess(s.pid, s.start); err != nil {
+		if s.first.PID > 1 {
+			if err := s.first.Signal(unix.SIGKILL); err != nil {
 				return err
 			}
 		}
@@ -451,30 +446,11 @@ func (h *Host) killGroup(dir string) error {
 		if err != nil || slices.Contains(own, pid) {
 			continue
 		}
-		if p, err := readProc(pid, make([]byte, 1<<10)); err == nil {
-			errs = append(errs, killProcess(pid, p.start))
+		if p, err := kernel.ReadProcess(pid, make([]byte, 1<<10)); err == nil {
+			errs = append(errs, p.Signal(unix.SIGKILL))
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// killProcess kills a process that started then, and no other that has its number by now.
-func killProcess(pid int, start uint64) error {
-	fd, err := unix.PidfdOpen(pid, 0)
-	if errors.Is(err, unix.ESRCH) {
-		return nil
-	}
-	if err != nil {
-		return os.NewSyscallError("pidfd_open", err)
-	}
-	defer unix.Close(fd)
-	if p, err := readProc(pid, make([]byte, 1<<10)); err != nil || p.start != start {
-		return nil // it has ended
-	}
-	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
-		return os.NewSyscallError("pidfd_send_signal", err)
-	}
-	return nil
 }
 
 // removeTree deletes a cgroup and those below it, while their processes end.

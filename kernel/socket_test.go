@@ -1,4 +1,4 @@
-package local
+package kernel
 
 import (
 	"encoding/hex"
@@ -25,7 +25,7 @@ func TestWaitingSocketsAreReadFromProc(t *testing.T) {
 		w, ok := parseWaiting(line, "0A")
 		got := ""
 		if ok {
-			got = w.at.String() + " " + strconv.Itoa(int(w.uid)) + " " + strconv.Itoa(int(w.inode))
+			got = w.At.String() + " " + strconv.Itoa(int(w.UID)) + " " + strconv.Itoa(int(w.Inode))
 		}
 		if got != want {
 			t.Errorf("%q: got %q, want %q", line, got, want)
@@ -40,7 +40,7 @@ func TestWaitingSocketIsReadFromADiagMessage(t *testing.T) {
 		t.Fatal(len(m), err)
 	}
 	got := parseDiag(m)
-	if got.at.String() != "127.0.0.1:8080" || got.uid != 1000 || got.inode != 23456 || got.cookie != 7 {
+	if got.At.String() != "127.0.0.1:8080" || got.UID != 1000 || got.Inode != 23456 || got.Cookie != 7 {
 		t.Errorf("got %+v", got)
 	}
 }
@@ -65,21 +65,21 @@ func TestSocketsOfThisNetworkThatWait(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer client.Close()
-	d, err := openDiag("/proc/self/ns/net")
+	d, err := OpenDiag("/proc/self/ns/net")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer d.close()
-	asked, err := d.waiting()
+	defer d.Close()
+	asked, err := d.Waiting()
 	if err == unix.ENOENT {
 		t.Skip("this kernel has no sock_diag")
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	for how, list := range map[string][]waiting{"sock_diag": asked, "/proc": waitingIn("self")} {
+	for how, list := range map[string][]Waiting{"sock_diag": asked, "/proc": WaitingIn("self")} {
 		has := func(network string, at net.Addr) bool {
-			return slices.ContainsFunc(list, func(w waiting) bool { return w.network == network && w.at.String() == at.String() })
+			return slices.ContainsFunc(list, func(w Waiting) bool { return w.Network == network && w.At.String() == at.String() })
 		}
 		if !has("tcp", tcp.Addr()) || !has("udp", udp.LocalAddr()) || has("udp", client.LocalAddr()) {
 			t.Errorf("%s: tcp %v, udp %v, not %v; got %v", how, tcp.Addr(), udp.LocalAddr(), client.LocalAddr(), list)

@@ -1,4 +1,4 @@
-package local
+package kernel
 
 import (
 	"encoding/binary"
@@ -15,26 +15,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// waiting is a socket that takes what anybody sends to it: a TCP socket that listens, or a UDP socket that is bound and has no peer. A
+// Waiting is a socket that takes what anybody sends to it: a TCP socket that listens, or a UDP socket that is bound and has no peer. A
 // UDP socket with a peer, and a TCP socket that is connected or only bound, waits for nobody.
-type waiting struct {
-	network string // "tcp" or "udp"
-	at      netip.AddrPort
-	uid     uint32 // of who opened it, on the machine
-	inode   uint32
-	cookie  uint64 // of this socket alone, never used again
+type Waiting struct {
+	Network string // "tcp" or "udp"
+	At      netip.AddrPort
+	UID     uint32 // of who opened it, on the machine
+	Inode   uint32
+	Cookie  uint64 // of this socket alone, never used again; 0: not told
 }
 
-// String is as a Question names listeners: "ADDRESS:PORT".
-func (w waiting) String() string { return w.network + " " + w.at.String() }
+// String is "tcp ADDRESS:PORT".
+func (w Waiting) String() string { return w.Network + " " + w.At.String() }
 
-// ephemeral are the ports that Linux gives to sockets that ask for none, as it is in every new network (ip(7)). A UDP socket there may be
-// that of a client that does not connect it, as musl's resolver does.
-func ephemeral(port uint16) bool { return port >= 32768 && port <= 60999 }
-
-// diag asks the kernel for the sockets of one network, by sock_diag(7). Reading /proc/PID/net/tcp would walk the table of every connection
+// Diag asks the kernel for the sockets of one network, by sock_diag(7). Reading /proc/PID/net/tcp would walk the table of every connection
 // of the machine, and so does vishvananda/netlink, which asks for sockets of any state: only those that wait are in tables of their own.
-type diag struct {
+type Diag struct {
 	fd  int
 	ns  unix.Stat_t // the network: its number is not used again while the socket lives
 	seq uint32
@@ -50,27 +46,28 @@ const (
 	diagReadBytes = 32 << 10
 )
 
-// openDiag opens a socket in the network at path, which it asks about from then on.
-func openDiag(path string) (*diag, error) {
-	d := &diag{fd: -1, buf: make([]byte, diagReadBytes)}
+// OpenDiag opens a socket in the network at path, which it asks about from then on.
+func OpenDiag(path string) (*Diag, error) {
+	d := &Diag{fd: -1, buf: make([]byte, diagReadBytes)}
 	err := unix.Stat(path, &d.ns)
 	if err == nil {
-		d.fd, err = socketIn(path, unix.AF_NETLINK, unix.SOCK_RAW, unix.NETLINK_SOCK_DIAG)
+		d.fd, err = SocketAt(path, unix.AF_NETLINK, unix.SOCK_RAW, unix.NETLINK_SOCK_DIAG)
 	}
 	return d, err
 }
 
-func (d *diag) close() { unix.Close(d.fd) }
+// Close lets go of the network.
+func (d *Diag) Close() { unix.Close(d.fd) }
 
-// of reports whether the socket is in the network that path leads to.
-func (d *diag) of(path string) bool {
+// Of reports whether the socket is in the network that path leads to.
+func (d *Diag) Of(path string) bool {
 	var st unix.Stat_t
 	return unix.Stat(path, &st) == nil && st.Dev == d.ns.Dev && st.Ino == d.ns.Ino
 }
 
-// waiting returns the sockets that wait. ENOENT says that this kernel does not tell.
-func (d *diag) waiting() ([]waiting, error) {
-	var list []waiting
+// Waiting returns the sockets that wait. ENOENT says that this kernel does not tell.
+func (d *Diag) Waiting() ([]Waiting, error) {
+	var list []Waiting
 	for _, family := range []byte{unix.AF_INET, unix.AF_INET6} {
 		for _, kind := range []struct {
 			network  string
@@ -79,7 +76,7 @@ func (d *diag) waiting() ([]waiting, error) {
 		}{{"tcp", unix.IPPROTO_TCP, stateListen}, {"udp", unix.IPPROTO_UDP, stateUnbound}} {
 			err := d.ask(family, kind.protocol, 1<<kind.state, func(m []byte) {
 				w := parseDiag(m)
-				w.network = kind.network
+				w.Network = kind.network
 				list = append(list, w)
 			})
 			if err != nil {
@@ -91,7 +88,7 @@ func (d *diag) waiting() ([]waiting, error) {
 }
 
 // ask has each told to found that is in one of the states.
-func (d *diag) ask(family, protocol byte, states uint32, found func(message []byte)) error {
+func (d *Diag) ask(family, protocol byte, states uint32, found func(message []byte)) error {
 	d.seq++
 	q := make([]byte, unix.SizeofNlMsghdr+diagRequest)
 	native := binary.NativeEndian
@@ -116,7 +113,7 @@ func (d *diag) ask(family, protocol byte, states uint32, found func(message []by
 	}
 }
 
-func (d *diag) read(b []byte, found func([]byte)) (done bool, err error) {
+func (d *Diag) read(b []byte, found func([]byte)) (done bool, err error) {
 	messages, err := syscall.ParseNetlinkMessage(b)
 	if err != nil {
 		return false, err
@@ -136,22 +133,22 @@ func (d *diag) read(b []byte, found func([]byte)) (done bool, err error) {
 }
 
 // parseDiag reads a struct inet_diag_msg.
-func parseDiag(m []byte) waiting {
+func parseDiag(m []byte) Waiting {
 	native := binary.NativeEndian
 	address := m[8:12]
 	if m[0] == unix.AF_INET6 {
 		address = m[8:24]
 	}
 	ip, _ := netip.AddrFromSlice(address)
-	return waiting{
-		at: netip.AddrPortFrom(ip.Unmap(), binary.BigEndian.Uint16(m[4:])), cookie: native.Uint64(m[44:]),
-		uid: native.Uint32(m[64:]), inode: native.Uint32(m[68:]),
+	return Waiting{
+		At: netip.AddrPortFrom(ip.Unmap(), binary.BigEndian.Uint16(m[4:])), Cookie: native.Uint64(m[44:]),
+		UID: native.Uint32(m[64:]), Inode: native.Uint32(m[68:]),
 	}
 }
 
-// waitingIn reads /proc/PID/net instead, on kernels without sock_diag.
-func waitingIn(pid string) []waiting {
-	var list []waiting
+// WaitingIn reads /proc/PID/net instead, on kernels without sock_diag.
+func WaitingIn(pid string) []Waiting {
+	var list []Waiting
 	for _, file := range []string{"tcp", "tcp6", "udp", "udp6"} {
 		b, err := os.ReadFile(filepath.Join("/proc", pid, "net", file))
 		if err != nil {
@@ -161,7 +158,7 @@ func waitingIn(pid string) []waiting {
 		state := map[string]string{"tcp": "0A", "udp": "07"}[network]
 		for line := range strings.Lines(string(b)) {
 			if w, ok := parseWaiting(line, state); ok {
-				w.network = network
+				w.Network = network
 				list = append(list, w)
 			}
 		}
@@ -170,19 +167,19 @@ func waitingIn(pid string) []waiting {
 }
 
 // parseWaiting reads a line of /proc/net/tcp, udp and the like.
-func parseWaiting(line, state string) (waiting, bool) {
+func parseWaiting(line, state string) (Waiting, bool) {
 	f := strings.Fields(line)
 	if len(f) < 10 || f[3] != state {
-		return waiting{}, false
+		return Waiting{}, false
 	}
-	at, valid := parseEndpoint(f[1])
+	at, valid := ParseEndpoint(f[1])
 	uid, err := strconv.ParseUint(f[7], 10, 32)
 	inode, err2 := strconv.ParseUint(f[9], 10, 32)
-	return waiting{at: at, uid: uint32(uid), inode: uint32(inode)}, valid && err == nil && err2 == nil
+	return Waiting{At: at, UID: uint32(uid), Inode: uint32(inode)}, valid && err == nil && err2 == nil
 }
 
-// parseEndpoint reads an address and port of /proc/net: words of 32 bits in the machine's order, which is little-endian on all of ours.
-func parseEndpoint(s string) (netip.AddrPort, bool) {
+// ParseEndpoint reads an address and port of /proc/net: words of 32 bits in the machine's order, which is little-endian on all of ours.
+func ParseEndpoint(s string) (netip.AddrPort, bool) {
 	address, number, _ := strings.Cut(s, ":")
 	raw, err := hex.DecodeString(address)
 	port, err2 := strconv.ParseUint(number, 16, 16)
