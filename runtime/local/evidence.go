@@ -97,7 +97,7 @@ func (t *taker) lack(what string, err error) {
 
 // processes takes those in the instance's cgroup, or in a namespace that is the instance's own.
 func (t *taker) processes() {
-	group := []byte(t.h.cgroupParent() + "/" + string(t.q.Spec.Identity.ID))
+	group := []byte(t.h.group(t.q.Spec.Identity.ID))
 	own := map[string]string{}
 	for _, kind := range []string{"mnt", "net", "pid", "ipc", "uts"} {
 		pid, _ := strconv.Atoi(t.first)
@@ -219,7 +219,7 @@ func (t *taker) mounts() {
 }
 
 func (t *taker) cgroup() {
-	group := t.h.cgroupParent() + "/" + string(t.q.Spec.Identity.ID)
+	group := t.h.group(t.q.Spec.Identity.ID)
 	names := []string{"pids/pids.max", "pids/pids.current", "memory/memory.limit_in_bytes", "memory/memory.memsw.limit_in_bytes", "memory/memory.usage_in_bytes",
 		"memory/memory.max_usage_in_bytes", "cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us", "cpuacct/cpuacct.usage", "freezer/freezer.state"}
 	at := func(name string) string {

@@ -255,7 +255,7 @@ func (x *inspection) lookAtProcess() bool {
 }
 
 func (x *inspection) proc(name string) string { return "/proc/" + x.pid + "/" + name }
-func (x *inspection) group() string           { return x.h.cgroupParent() + "/" + string(x.q.Spec.Identity.ID) }
+func (x *inspection) group() string           { return x.h.group(x.q.Spec.Identity.ID) }
 
 // lookAtLimits reads the cgroup's limits.
 func (x *inspection) lookAtLimits() error {

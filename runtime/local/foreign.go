@@ -162,7 +162,7 @@ func (s *scanner) targets(procs map[int]kernel.Process) (list []target, byNamesp
 			continue // it ends, and its PID may be another's by now
 		}
 		list[n], firsts[key] = known, known
-		byCgroup[s.host.cgroupParent()+"/"+string(t.id)] = n
+		byCgroup[s.host.group(t.id)] = n
 		for _, space := range known.spaces {
 			byNamespace[space] = n
 		}
@@ -174,7 +174,7 @@ func (s *scanner) targets(procs map[int]kernel.Process) (list []target, byNamesp
 // place looks where an instance's first process is; false when it is not in the instance's cgroup.
 func (s *scanner) place(t target) (target, bool) {
 	t.cgroup, _ = os.ReadFile(filepath.Join("/proc", strconv.Itoa(t.first), "cgroup"))
-	if !bytes.Contains(t.cgroup, []byte(s.host.cgroupParent()+"/"+string(t.id))) {
+	if !bytes.Contains(t.cgroup, []byte(s.host.group(t.id))) {
 		return t, false
 	}
 	for _, kind := range nsKinds {

@@ -28,7 +28,7 @@ type freezer struct {
 }
 
 func (h *Host) freezer(id instance.ID) freezer {
-	group := h.cgroupParent() + "/" + string(id)
+	group := h.group(id)
 	if h.features.CgroupVersion == 2 {
 		dir := "/sys/fs/cgroup" + group
 		return freezer{dir, true, filepath.Join(dir, "cgroup.freeze")}

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/invarhq/invar/fault"
+	"github.com/invarhq/invar/instance"
 	"github.com/invarhq/invar/runtime"
 )
 
@@ -186,9 +187,12 @@ func sortMounts(list []specs.Mount) []specs.Mount {
 // cgroupParent is the group of all instances of this host.
 func (h *Host) cgroupParent() string { return "/invar-" + filepath.Base(h.run) }
 
+// group is the cgroup of an instance, in each hierarchy.
+func (h *Host) group(id instance.ID) string { return h.cgroupParent() + "/" + string(id) }
+
 func (h *Host) ociLinux(s runtime.Spec, netns string) *specs.Linux {
 	l := &specs.Linux{
-		CgroupsPath: h.cgroupParent() + "/" + string(s.Identity.ID),
+		CgroupsPath: h.group(s.Identity.ID),
 		Resources:   h.resources(s),
 		MaskedPaths: []string{
 			"/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/sched_debug",
