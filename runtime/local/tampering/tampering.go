@@ -59,6 +59,7 @@ type Evidence struct {
 	Field string // of that finding, or how it begins
 
 	OrDrift bool // any finding of drift.detected shows it as well: whichever look comes first
+	OrMount bool // the finding that the instance's root is another mount shows it as well
 }
 
 // In tells whether an entry of a kind, with that data, is the evidence, and which instance it is about.
@@ -72,7 +73,7 @@ func (e Evidence) In(kind string, data []byte) (id string, ok bool) {
 		return "", false
 	}
 	return told.ID, drifted || e.Kind == "" || slices.ContainsFunc(told.Findings, func(f instance.Finding) bool {
-		return f.Kind == e.Kind && strings.HasPrefix(f.Field, e.Field)
+		return f.Kind == e.Kind && strings.HasPrefix(f.Field, e.Field) || e.OrMount && f.Kind == "mount" && f.Field == "/"
 	})
 }
 
@@ -84,7 +85,9 @@ func drifted(kind, field string) Evidence {
 
 // touched is the evidence of a change of a root's file. Who makes a replacement mounts the root anew, and then the mount shows it as well.
 func touched(field string) Evidence {
-	return Evidence{Entry: "drift.detected", Kind: "root", Field: field, OrDrift: true}
+	e := drifted("root", field)
+	e.OrMount = true
+	return e
 }
 
 func odd(kind, field string) Evidence { return Evidence{Entry: "host.drift", Kind: kind, Field: field} }
