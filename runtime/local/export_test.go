@@ -2,19 +2,16 @@ package local
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"os"
 	"path/filepath"
 	"time"
 
-	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/invarhq/invar/digest"
 	"github.com/invarhq/invar/instance"
 	"github.com/invarhq/invar/kernel"
-	"github.com/invarhq/invar/runtime/local/wire"
 )
 
 // DialIn is for tests that talk to what runs in an instance.
@@ -42,35 +39,6 @@ func (h *Host) Run() string { return h.run }
 func (h *Host) RootFile(id instance.ID) string { return h.roots.file(h.find(id).spec.Root) }
 func (h *Host) RootMount(id instance.ID) string {
 	return filepath.Join(h.roots.mounts, h.find(id).spec.Root.Hex())
-}
-
-// StartedByHand does over the launcher's socket what somebody who is root can: an instance goes, and one of its name starts in its place.
-func (h *Host) StartedByHand(ctx context.Context, id instance.ID, change func(*specs.Spec)) error {
-	oci := filepath.Join(h.dir(id), "oci")
-	b, err := os.ReadFile(filepath.Join(oci, "config.json"))
-	record, err2 := os.ReadFile(filepath.Join(oci, "launcher.json"))
-	var s specs.Spec
-	var create wire.Create
-	if err := errors.Join(err, err2, json.Unmarshal(b, &s), json.Unmarshal(record, &create)); err != nil {
-		return err
-	}
-	change(&s)
-	if create.OCI, err = json.Marshal(s); err != nil {
-		return err
-	}
-	for _, q := range []wire.Request{
-		{Op: wire.OpRemove, ID: string(id)}, {Op: wire.OpCreate, ID: string(id), Create: &create}, {Op: wire.OpStart, ID: string(id)},
-	} {
-		if _, err := h.launcher.call(ctx, q); err != nil {
-			return err
-		}
-		if q.Op == wire.OpRemove {
-			if err := os.RemoveAll(oci); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
 }
 
 // MountIn puts a mount on a path in another mount namespace.

@@ -1,7 +1,6 @@
 package local_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -103,33 +102,14 @@ func (m *machine) pid(s runtime.Spec) string {
 	return strconv.Itoa(m.see(string(s.Identity.ID)).PID)
 }
 
-// flip changes one byte of the root's file on the disk: of a file that no program is made of, so that what runs goes on.
-func (m *machine) flip(s runtime.Spec) {
+// tampered does what root on the machine can.
+func (m *machine) tampered(s runtime.Spec, act tampering.Act) {
 	m.t.Helper()
-	file := m.host.RootFile(s.Identity.ID)
-	content, err := os.ReadFile(file)
-	m.must(err)
-	at := int64(bytes.LastIndex(content, []byte("extra:x:2000:web")))
-	m.mutable(file)
-	f, err := os.OpenFile(file, os.O_RDWR, 0)
-	m.must(err)
-	defer f.Close()
-	_, err = f.WriteAt([]byte("E"), at)
+	_, err := act(m.target(string(s.Identity.ID)))
 	m.must(err)
 }
 
-// mutable takes the immutable attribute off, as chattr -i does.
-func (m *machine) mutable(file string) {
-	m.t.Helper()
-	f, err := os.Open(file)
-	m.must(err)
-	defer f.Close()
-	flags, err := unix.IoctlGetUint32(int(f.Fd()), unix.FS_IOC_GETFLAGS)
-	if err != nil {
-		return // this file system has no such attribute
-	}
-	m.must(unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, int(flags&^0x10)))
-}
+func (m *machine) flip(s runtime.Spec) { m.tampered(s, tampering.FlipByte) }
 
 // setLimit writes a limit of the instance's cgroup.
 func (m *machine) setLimit(s runtime.Spec, file, value string) {
@@ -144,7 +124,7 @@ func (m *machine) setLimit(s runtime.Spec, file, value string) {
 // again has the launcher start the instance anew while no server looks, changed.
 func (m *machine) again(s runtime.Spec, change func(*specs.Spec)) {
 	m.t.Helper()
-	m.must(m.host.StartedByHand(m.t.Context(), s.Identity.ID, change))
+	m.tampered(s, tampering.Again(change))
 	m.must(m.host.Close())
 	m.open()
 }
@@ -169,7 +149,7 @@ func TestListenersOfDynamicPortsAreNoFinding(t *testing.T) {
 func TestEachTamperingIsFoundWithinFiveSeconds(t *testing.T) {
 	for name, c := range map[string]tamper{
 		"a byte of the root's file flipped":          {(*machine).flip, "root content: sha256:"},
-		"the immutable attribute taken off":          {func(m *machine, s runtime.Spec) { m.mutable(m.host.RootFile(s.Identity.ID)) }, "root file: inode"},
+		"the immutable attribute taken off":          {func(m *machine, s runtime.Spec) { m.tampered(s, tampering.Mutable) }, "root file: inode"},
 		"a file bind-mounted over one in the root":   {(*machine).overmount, "mount /etc/passwd: file"},
 		"a limit changed":                            {func(m *machine, s runtime.Spec) { m.setLimit(s, "pids.max", "1000") }, "limit processes: 1000 instead of 64"},
 		"a limit taken away":                         {func(m *machine, s runtime.Spec) { m.setLimit(s, "pids.max", "max") }, "limit processes: none instead of 64"},
