@@ -78,17 +78,25 @@ func (r *roads) foreign(t testing.TB, serial uint64) {
 	r.table, r.setBy = sealed, "process 7 (curl, user 0)"
 }
 
+// alarmed is a world with an alarm, in which two instances have run for a minute. The caller stops it.
+func alarmed(t *testing.T, b *bell) *world {
+	t.Helper()
+	w := newWorld(t, runtimetest.Config{})
+	w.alarm = b
+	w.start(t.Context())
+	w.book.head(t, "prod", app(fast, "web×2=a"))
+	settle(time.Minute)
+	return w
+}
+
 const takenOver = "restore table in force\nover table in force: the right table was put in force again"
 
 func TestForeignTableIsEnteredThenReplacedWhateverItsSerial(t *testing.T) {
 	for _, serial := range []uint64{1, 1 << 60, 1<<64 - 1} {
 		synctest.Test(t, func(t *testing.T) {
-			w, b := newWorld(t, runtimetest.Config{}), &bell{}
-			w.alarm = b
-			w.start(t.Context())
+			b := &bell{}
+			w := alarmed(t, b)
 			defer w.stop()
-			w.book.head(t, "prod", app(fast, "web×2=a"))
-			settle(time.Minute)
 			if b.heard() != "" {
 				t.Fatalf("with nothing odd, the ledger has\n%s", b.heard())
 			}
@@ -120,12 +128,9 @@ func TestForeignTableIsEnteredThenReplacedWhateverItsSerial(t *testing.T) {
 // A table that comes between two of the server's own is found as well, although the next one would have replaced it anyway.
 func TestForeignTableIsNotReplacedInPassing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w, b := newWorld(t, runtimetest.Config{}), &bell{}
-		w.alarm = b
-		w.start(t.Context())
+		b := &bell{}
+		w := alarmed(t, b)
 		defer w.stop()
-		w.book.head(t, "prod", app(fast, "web×2=a"))
-		settle(time.Minute)
 		w.road.foreign(t, 2)
 		w.book.head(t, "prod", app(fast, "web×2=b"))
 		settle(time.Minute)
@@ -138,12 +143,9 @@ func TestForeignTableIsNotReplacedInPassing(t *testing.T) {
 
 func TestTableThatCanNotBeEnteredIsLeftAlone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w, b := newWorld(t, runtimetest.Config{}), &bell{refuse: errors.New("the disk is full")}
-		w.alarm = b
-		w.start(t.Context())
+		b := &bell{refuse: errors.New("the disk is full")}
+		w := alarmed(t, b)
 		defer w.stop()
-		w.book.head(t, "prod", app(fast, "web×2=a"))
-		settle(time.Minute)
 		w.road.foreign(t, 9)
 		settle(time.Minute)
 		if got := w.road.to("prod/web/http"); len(got) != 0 {
@@ -161,12 +163,9 @@ func TestTableThatCanNotBeEnteredIsLeftAlone(t *testing.T) {
 
 func TestGatewayThatKeepsAForeignTableIsRenewed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w, b := newWorld(t, runtimetest.Config{}), &bell{}
-		w.alarm = b
-		w.start(t.Context())
+		b := &bell{}
+		w := alarmed(t, b)
 		defer w.stop()
-		w.book.head(t, "prod", app(fast, "web×2=a"))
-		settle(time.Minute)
 		w.road.foreign(t, 9)
 		w.road.mu.Lock()
 		w.road.refuse = func() (error, error) {
@@ -260,12 +259,9 @@ func TestAlertIsNotTouchedAndWhatStaysIsTriedLessAndLess(t *testing.T) {
 // What the host has and the ledger does not know is entered before it ends.
 func TestInstanceThatTheLedgerDoesNotKnowIsEnteredAndEnded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w, b := newWorld(t, runtimetest.Config{}), &bell{}
-		w.alarm = b
-		w.start(t.Context())
+		b := &bell{}
+		w := alarmed(t, b)
 		defer w.stop()
-		w.book.head(t, "prod", app(fast, "web×2=a"))
-		settle(time.Minute)
 		for _, env := range []spec.EnvName{"prod", "nowhere"} {
 			id := instance.ID("web-strange-" + string(env))
 			s := w.host.Specs()[0]

@@ -135,6 +135,19 @@ func TestNothingIsOddAboutAGatewayWhateverHappensToIt(t *testing.T) {
 	quiet(t, newer, "with a supervisor of another version")
 }
 
+// servingWeb is a gateway that serves one instance, until the test ends.
+func servingWeb(t *testing.T) (*Supervisor, *box, gateway.Status) {
+	t.Helper()
+	s := supervised(t, Config{Dir: t.TempDir()})
+	stopAtEnd(t, s)
+	web := newBox(t, "web-a")
+	web.serveName()
+	if err := s.Apply(t.Context(), webTable(web)); err != nil {
+		t.Fatal(err)
+	}
+	return s, web, mustStatus(t, s)
+}
+
 // impostor is at the path in place of a gateway's control socket, and takes note of who asks.
 func impostor(t *testing.T, path string) *atomic.Int64 {
 	var asked atomic.Int64
@@ -152,14 +165,7 @@ func impostor(t *testing.T, path string) *atomic.Int64 {
 }
 
 func TestControlLinkThatLeadsElsewhereIsPutBack(t *testing.T) {
-	s := supervised(t, Config{Dir: t.TempDir()})
-	stopAtEnd(t, s)
-	web := newBox(t, "web-a")
-	web.serveName()
-	if err := s.Apply(t.Context(), webTable(web)); err != nil {
-		t.Fatal(err)
-	}
-	before := mustStatus(t, s)
+	s, web, before := servingWeb(t)
 	end := steady(t, before.HTTP)
 	for name, take := range map[string]func(path string) error{
 		"another link": func(path string) error { return os.Symlink("../elsewhere/sock", path) },
@@ -197,14 +203,7 @@ func TestControlLinkThatLeadsElsewhereIsPutBack(t *testing.T) {
 
 // A table is never given to whoever sits on the gateway's own socket, and the gateway that can't be reached any more is replaced.
 func TestGatewayWhoseSocketWasTakenIsRenewed(t *testing.T) {
-	s := supervised(t, Config{Dir: t.TempDir()})
-	stopAtEnd(t, s)
-	web := newBox(t, "web-a")
-	web.serveName()
-	if err := s.Apply(t.Context(), webTable(web)); err != nil {
-		t.Fatal(err)
-	}
-	before := mustStatus(t, s)
+	s, web, before := servingWeb(t)
 	own := socketOf(s.cfg, before.PID)
 	if err := os.Remove(own); err != nil {
 		t.Fatal(err)
@@ -228,14 +227,7 @@ func TestGatewayWhoseSocketWasTakenIsRenewed(t *testing.T) {
 }
 
 func TestStoppedGatewayIsRenewed(t *testing.T) {
-	s := supervised(t, Config{Dir: t.TempDir()})
-	stopAtEnd(t, s)
-	web := newBox(t, "web-a")
-	web.serveName()
-	if err := s.Apply(t.Context(), webTable(web)); err != nil {
-		t.Fatal(err)
-	}
-	before := mustStatus(t, s)
+	s, _, before := servingWeb(t)
 	if err := syscall.Kill(before.PID, syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
@@ -263,14 +255,7 @@ func TestStoppedGatewayIsRenewed(t *testing.T) {
 }
 
 func TestTracedGatewayIsRenewed(t *testing.T) {
-	s := supervised(t, Config{Dir: t.TempDir()})
-	stopAtEnd(t, s)
-	web := newBox(t, "web-a")
-	web.serveName()
-	if err := s.Apply(t.Context(), webTable(web)); err != nil {
-		t.Fatal(err)
-	}
-	before := mustStatus(t, s)
+	s, _, before := servingWeb(t)
 	attached, leave, left := make(chan error), make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(left)

@@ -135,14 +135,8 @@ func askedOnce(t *testing.T, c *http.Client, address string) (int, string, error
 }
 
 func TestKilledGatewayUnderLoadRefusesNoConnection(t *testing.T) {
-	s := supervised(t, Config{Dir: t.TempDir()})
-	stopAtEnd(t, s)
-	web := newBox(t, "web-a")
-	web.serveName()
-	if err := s.Apply(t.Context(), webTable(web)); err != nil {
-		t.Fatal(err)
-	}
-	address := mustStatus(t, s).HTTP
+	s, _, status := servingWeb(t)
+	address := status.HTTP
 	ctx, stop := context.WithCancel(t.Context())
 	result := make(chan error, 4)
 	answered := make(chan struct{}, 1)
